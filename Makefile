@@ -1,0 +1,39 @@
+# make train: everything from nothing to a tested classifier.   make test: everything from nothing to tested code.
+PYTHON ?= python3
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+INPUTS := pyproject.toml constraints.txt
+
+# $(1): what to install. uv where it is installed, else venv and pip; the same versions either way.
+define install
+	@if command -v uv >/dev/null; then \
+	    { test -d .venv || uv venv --python $(PYTHON) .venv; } && \
+	    uv pip install --python .venv --editable "$(1)" --constraint constraints.txt; \
+	else \
+	    { test -d .venv || $(PYTHON) -m venv .venv; } && \
+	    $(BIN)/python -m pip install --quiet --editable "$(1)" --constraint constraints.txt; \
+	fi
+	@touch $@
+endef
+
+.PHONY: train test lint clean
+
+train: .venv/installed
+	$(BIN)/python scripts/train.py
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.venv/installed: $(INPUTS)
+	$(call install,.)
+
+.venv/installed-dev: $(INPUTS)
+	$(call install,.[dev])
+	@touch .venv/installed
+
+clean:
+	rm -rf .venv
