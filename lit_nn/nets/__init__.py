@@ -1,0 +1,103 @@
+"""The only list of networks: one network is one file here and one import line below.
+
+The contract of a network:
+
+- It lives in a file of its own, from which one class is imported below. The file's name is the network's name: what
+  ``--net`` takes, what a checkpoint holds, the key in ``NETS``.
+- ``Net(in_channels: int = ..., num_classes: int = ..., ...)``: any further arguments have defaults and plain values
+  (numbers, strings, lists). A network whose layers depend on the picture's size also takes
+  ``image_size: tuple[int, int]``, (H, W) in pixels.
+- ``image_size``, an attribute of class or instance: the (H, W) that forward expects, ``None`` for any.
+- ``forward`` takes float (B, in_channels, H, W) and returns logits (B, num_classes), which may be negative.
+- ``rebuild_args``, only where the arguments cannot simply be given again (``torchvision/<name>`` with downloaded
+  weights): the ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
+- It is a plain ``nn.Module`` and never imports Lightning. Lazy layers are welcome: ``build_net`` gives them their
+  shapes before anyone looks at the parameters.
+"""
+
+import inspect
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lit_nn.choices import look_up
+from lit_nn.nets.cifar_cnn import CifarCNN as CifarCNN
+from lit_nn.nets.conv3d_cnn import Conv3dCNN as Conv3dCNN
+from lit_nn.nets.fixed_hidden import FixedHidden as FixedHidden
+from lit_nn.nets.lazy_cnn import LazyCNN as LazyCNN
+from lit_nn.nets.lenet import LeNet as LeNet
+from lit_nn.nets.mlp import MLP as MLP
+from lit_nn.nets.nested_mlp import NestedMLP as NestedMLP
+from lit_nn.nets.resnet9 import ResNet9 as ResNet9
+
+NETS: dict[str, type[nn.Module]] = {
+    cls.__module__.rpartition(".")[2]: cls
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__.startswith(f"{__name__}.")
+}
+
+TORCHVISION = "torchvision/"
+
+
+def net_names() -> list[str]:
+    """Names of the project's own networks; ``torchvision/<name>`` may be built as well."""
+    return list(NETS)
+
+
+def build_net(
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    image_size: tuple[int, int],
+    net_args: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Build a network by name, with ordinary parameters only: lazy ones are given their shapes.
+
+    Args:
+        name: a key of ``NETS``, or ``torchvision/<name>`` for a classification model of torchvision.
+        in_channels: channels of the pictures.
+        num_classes: number of logits.
+        image_size: (H, W) of the data's pictures in pixels; only networks that take it are given it.
+        net_args: the network's further arguments; an ``image_size`` among them overrides the data's.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        ValueError: no such network or argument, or one that the network cannot be built with.
+        OSError: pretrained weights were asked for and cannot be had.
+    """
+    cls, first = _find(name)
+    options = [arg for arg in inspect.signature(cls).parameters if arg not in {"in_channels", "num_classes", *first}]
+    args = dict(net_args or {})
+    for option in args:
+        look_up(dict.fromkeys(options), option, f"argument of net {name}")
+    try:
+        if "image_size" in options:
+            args["image_size"] = tuple(args.get("image_size", image_size))  # YAML and JSON have lists only
+        net = cls(**first, in_channels=in_channels, num_classes=num_classes, **args)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"net {name} cannot be built with {args}: {error}") from error
+    if any(is_lazy(tensor) for tensor in chain(net.parameters(), net.buffers())):
+        height, width = getattr(net, "image_size", None) or image_size
+        with torch.no_grad():  # in eval mode, so that no BatchNorm counts the zeros
+            net.eval()(torch.zeros(1, in_channels, height, width))
+    return net.train()
+
+
+def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:
+    """Find a network's class and the arguments that the name itself stands for."""
+    if name in NETS:
+        return NETS[name], {}
+    # Only now: importing torchvision takes a second that the project's own networks do not need.
+    from lit_nn.nets.torchvision_net import TorchvisionNet, torchvision_names
+
+    if name.startswith(TORCHVISION):
+        return TorchvisionNet, {"name": name.removeprefix(TORCHVISION)}
+    allowed = [*NETS, f"{TORCHVISION}<name>"]
+    if name in torchvision_names():
+        raise ValueError(f"unknown net {name!r}: did you mean '{TORCHVISION}{name}'? Allowed: {', '.join(allowed)}")
+    return look_up(dict.fromkeys(allowed, TorchvisionNet), name, "net"), {}  # raises

@@ -1,0 +1,64 @@
+"""The small residual network of David Page's "How to Train Your ResNet" (myrtle.ai, 2019; the DAWNBench entry).
+
+Residual blocks are those of He et al., "Deep Residual Learning for Image Recognition" (2015).
+"""
+
+from torch import Tensor, nn
+
+
+class ResNet9(nn.Module):
+    """Eight 3x3 convolutions in three stages, two of them with a residual block, and a linear layer.
+
+    Made for pictures of about 28x28 to 64x64 pixels; global pooling takes any size from 8x8. The parameters grow with
+    the square of ``width``: 0.4 M at 16, 0.9 M at 24, 1.6 M at 32 (the default, which two CPU cores can train),
+    6.6 M at 64 (the original, for a GPU).
+
+    Args:
+        in_channels: channels of the picture.
+        num_classes: number of logits.
+        width: channels of the first convolution, doubled by each stage.
+    """
+
+    image_size = None
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 10, width: int = 32) -> None:
+        super().__init__()
+        self.features = nn.Sequential(  # (B, in_channels, H, W)
+            _conv_bn_relu(in_channels, width),
+            _conv_bn_relu(width, 2 * width),
+            nn.MaxPool2d(2),  # (B, 2 * width, H / 2, W / 2)
+            _Residual(2 * width),
+            _conv_bn_relu(2 * width, 4 * width),
+            nn.MaxPool2d(2),  # (B, 4 * width, H / 4, W / 4)
+            _conv_bn_relu(4 * width, 8 * width),
+            nn.MaxPool2d(2),  # (B, 8 * width, H / 8, W / 8)
+            _Residual(8 * width),
+            nn.AdaptiveMaxPool2d(1),  # (B, 8 * width, 1, 1)
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(8 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify float pictures (B, in_channels, H, W): logits (B, num_classes)."""
+        x = self.features(x)  # (B, 8 * width)
+        return self.head(x)  # (B, num_classes)
+
+
+class _Residual(nn.Module):
+    """Adds two convolutions' output to their input; shape (B, channels, H, W) throughout."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(_conv_bn_relu(channels, channels), _conv_bn_relu(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Convolve 3x3 without changing the size; the bias is BatchNorm's."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
