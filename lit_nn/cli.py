@@ -1,0 +1,439 @@
+"""The LightningCLI of the project: fit, validate, test and predict over LitClassifier and the data modules."""
+
+import argparse
+import csv
+import inspect
+import json
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from data_modules import DATA_MODULES, ImageDataModule
+from lit_nn.callbacks import MetricsCSV, ProgressBar, RunFacts, TensorBoardPictures, git_commit, versions
+from lit_nn.checkpoint import SafeCheckpointIO, load_classifier, read_checkpoint
+from lit_nn.classifier import LitClassifier
+from lit_nn.flags import NothingToDo, TrainingError, UsageError, flags, nearest, to_dotted
+from lit_nn.resume import EMA, Checkpoints, ExactState
+
+DESCRIPTION = ("class_names", "image_shape", "mean", "std")  # what the data set tells the classifier
+TRUSTED = ("lightning", "torch", "torchmetrics", "lit_nn", "data_modules")  # packages that a YAML file may name
+
+
+class LitCLI(LightningCLI):
+    """Fits, validates, tests and predicts, with flat flags, dotted flags and YAML files.
+
+    Args:
+        argv: Words of the command line, the subcommand first.
+
+    Raises:
+        UsageError: If what was typed, or what stands in a YAML file, cannot be done.
+    """
+
+    config: Any
+    trainer: L.Trainer
+    datamodule: ImageDataModule
+    model: LitClassifier
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        quieten()
+        words = to_dotted(argv)
+        self.run_dir: Path | None = None  # stays None where nothing is written
+        self.continued: dict[str, Any] | None = None  # the checkpoint that a run goes on from
+        with tempfile.TemporaryDirectory() as folder:
+            if words[:1] == ["fit"] and (given := value_of("--ckpt_path", words)):
+                words, self.continued = continue_from(given, words, Path(folder))
+            for path in values_of("--config", words):
+                check_config(Path(path))
+            self._parse_and_run(words)
+
+    def _parse_and_run(self, words: list[str]) -> None:
+        try:
+            super().__init__(
+                LitClassifier,
+                ImageDataModule,
+                subclass_mode_data=True,
+                save_config_callback=None,  # before_fit writes it into the run folder
+                trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0, "enable_model_summary": False},
+                seed_everything_default=42,
+                parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
+                args=words,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # would make checkpoints name a function to be imported
+            )
+        except argparse.ArgumentError as error:
+            raise UsageError(explain(str(error), self._option_names())) from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The default data set, the run folder, and what the classifier learns from the data set."""
+        for flag in flags():
+            if flag.name == flag.option and flag.type is not None:
+                parser.add_argument(f"--{flag.name}", type=flag.type | None, default=None, help=flag.help)
+        parser.set_defaults({"data": {"class_path": "data_modules.FashionMNISTSample"}})
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        for name in DESCRIPTION:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the words given to the constructor."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's arguments win over the command line; here it is the other way round."""
+
+    @property
+    def settings(self) -> Any:
+        """The parsed options of the subcommand."""
+        return self.config[self.subcommand]
+
+    def instantiate_classes(self) -> None:
+        """Build data module, classifier and Trainer."""
+        if self.subcommand == "fit":
+            self.run_dir = run_folder(self.settings)
+        elif not self.settings.ckpt_path:
+            raise UsageError(f"{self.subcommand} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            hint = "" if "backend" not in str(error) else "; --accelerator cpu and --accelerator auto work everywhere"
+            raise UsageError(f"{str(error).rstrip('.!')}{hint}") from error
+        if self.subcommand != "fit":
+            self.model = load_classifier(self.settings.ckpt_path)
+            if self.model.hparams["class_names"] != list(self.datamodule.class_names):
+                raise UsageError(
+                    f"the checkpoint knows the classes {self.model.hparams['class_names']}, "
+                    f"the data set has {list(self.datamodule.class_names)}; choose the data set with --data"
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The Trainer; when it fits, with what writes into the run folder."""
+        given = self.config_init[self.subcommand]["trainer"]
+        callbacks = list(given["callbacks"] or [])
+        if given["enable_progress_bar"] is not False:
+            callbacks.append(ProgressBar())
+        if self.subcommand == "fit" and self.settings.ema is not None:
+            callbacks.append(EMA(decay=self.settings.ema))
+        if self.subcommand == "fit" and self.settings.early_stopping is not None:
+            callbacks.append(EarlyStopping("val_loss", patience=self.settings.early_stopping))
+        kwargs["plugins"] = [*(given["plugins"] or []), SafeCheckpointIO()]
+        if self.run_dir is None:
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+        else:
+            kwargs["default_root_dir"] = str(self.run_dir)
+            if given["logger"] in (None, True):
+                kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False)
+                callbacks += [TensorBoardPictures(), LearningRateMonitor("step")]
+            self.checkpoints = Checkpoints(
+                self.run_dir / "checkpoints", self.settings.save_every_steps, self.settings.save_every_minutes
+            )
+            callbacks += [
+                self.checkpoints,
+                ExactState(),
+                MetricsCSV(self.run_dir / "metrics.csv"),
+                RunFacts(self.plain_config()),
+            ]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def plain_config(self) -> dict[str, Any]:
+        """All options of this run as plain values, without the folder and the checkpoint it started from."""
+        settings = self.settings.clone()
+        for name in ("config", "run_dir", "ckpt_path"):
+            settings.pop(name, None)
+        return yaml.safe_load(self._parser(self.subcommand).dump(settings, skip_none=False))
+
+    def _option_names(self) -> list[str]:
+        """All options, flat and dotted, without dashes."""
+        dotted = [word.lstrip("-") for word in self._parser("fit")._option_string_actions]
+        classes = {cls for data_module in DATA_MODULES.values() for cls in data_module.__mro__[:-1]}
+        of_data = {f"data.{name}" for cls in classes for name in inspect.signature(cls).parameters}
+        return [flag.name for flag in flags()] + dotted + sorted(of_data)
+
+    def before_fit(self) -> None:
+        """Say what will be trained and what is different in a continued run, write down the configuration."""
+        if self.continued is not None:
+            self._check_continued(self.continued)
+        if self.trainer.is_global_zero:
+            parts = [f"{len(self.datamodule.split(part)[2]):,} {part}" for part in ("train", "val", "test")]
+            print(
+                f"{self.model.hparams['net']} ({count_parameters(self.model.net):,} parameters) on "
+                f"{data_name(self.settings)} ({', '.join(parts)} images, {len(self.datamodule.class_names)} classes)"
+            )
+        if self.run_dir is not None and self.trainer.is_global_zero:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            config = yaml.safe_dump(self.plain_config(), sort_keys=False)
+            (self.run_dir / "config.yaml").write_text(config, encoding="utf-8")
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; a loss that is no number any more ends it with what is needed to find out why."""
+        try:
+            self.trainer.fit(**kwargs)
+        except FloatingPointError as error:
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            last = self.checkpoints.last if self.run_dir is not None else None
+            good = f"{last} is from before." if last and last.exists() else "Nothing had been saved."
+            raise TrainingError(
+                f"{error} (step {self.trainer.global_step}, learning rate {lr:.3g}). {good} "
+                "Try a lower --lr, or --clip_grad 1"
+            ) from error
+
+    def _check_continued(self, checkpoint: dict[str, Any]) -> None:
+        before, now = dict(flat(checkpoint["settings"])), dict(flat(self.plain_config()))
+        changed = [name for name in now if name in before and before[name] != now[name]]
+        print(f"Continuing {self.settings.ckpt_path}: epoch {checkpoint['epoch']}, step {checkpoint['global_step']}")
+        for name in changed:
+            print(f"  {name}: {before[name]} -> {now[name]}")
+        if self.trainer.max_epochs and 0 < self.trainer.max_epochs <= checkpoint["epoch"]:
+            raise NothingToDo(
+                f"Nothing left to do: the run has its {checkpoint['epoch']} epochs. "
+                f"To go on, ask for more: --max_epochs {2 * checkpoint['epoch']}"
+            )
+
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        if self.run_dir is not None and self.trainer.is_global_zero:
+            print(f"Run folder: {self.run_dir}")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict the test images; predictions.csv in --run_dir (default: here) gets a row for each."""
+        batches = cast(list[torch.Tensor], self.trainer.predict(**kwargs))
+        probabilities = torch.cat(batches)  # (N, num_classes)
+        best = probabilities.max(1)
+        names = self.model.hparams["class_names"]
+        path = Path(self.settings.run_dir or ".") / "predictions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "label", "probability"])
+            for row, (value, label) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+                writer.writerow([row, names[label], f"{value:.6f}"])
+        print(f"{len(probabilities)} predictions: {path}")
+
+
+class TrainCLI(LitCLI):
+    """Fits, then tests the best checkpoint and writes result.json: what scripts/train.py runs."""
+
+    def after_fit(self) -> None:
+        """Test, write the result, say what came out and what to type next."""
+        trainer = self.trainer
+        if self.run_dir is None:
+            trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            print("fast_dev_run: one batch of training, validation and test went through.")
+            return
+        seconds, epochs = self.checkpoints.seconds, trainer.current_epoch
+        best = self.run_dir / "checkpoints" / "best.ckpt"
+        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        if not trainer.is_global_zero:
+            return
+        scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        result = {
+            "test_acc": round(scores["test_acc"], 7),  # a float32 has no more digits
+            "test_loss": round(scores["test_loss"], 7),
+            "val_acc": round(float(self.checkpoints.best_score or 0), 7),
+            "epochs": epochs,
+            "seconds": round(seconds, 2),
+            "net": self.model.hparams["net"],
+            "data": data_name(self.settings),
+            "num_params": count_parameters(self.model.net),
+            "seed": self.datamodule.seed,
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        (self.run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if isinstance(trainer.logger, TensorBoardLogger):
+            metrics = {f"final/{name}": result[name] for name in ("test_acc", "test_loss", "val_acc")}
+            trainer.logger.log_hyperparams(self._hyperparameters(), metrics)
+            trainer.logger.finalize("success")
+        print(
+            f"\nTest accuracy {result['test_acc']:.2%} (loss {result['test_loss']:.4f}), "
+            f"validation {result['val_acc']:.2%}; {epochs} epochs in {seconds:.1f} s on {self.model.device.type}.\n"
+            f"Run folder: {self.run_dir}\n"
+            "Next:\n"
+            f"  tensorboard --logdir {self.run_dir.parent}\n"
+            f"  python -m lit_nn test --ckpt_path {best} --data {result['data']}\n"
+            f"  python scripts/train.py --config {self.run_dir / 'config.yaml'}"
+        )
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        """What TensorBoard's table of runs shows: the options that shape a result."""
+        options = {name: value for name, value in self.model.hparams.items() if name not in DESCRIPTION}
+        data = {
+            "data": data_name(self.settings),
+            "batch_size": self.datamodule.batch_size,
+            "seed": self.datamodule.seed,
+        }
+        return {**options, **data, "max_epochs": self.trainer.max_epochs, "precision": str(self.trainer.precision)}
+
+
+def count_parameters(net: nn.Module) -> int:
+    """How many numbers a network learns; a tensor used twice counts once."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def data_name(settings: Any) -> str:
+    """The name for ``--data`` of the data set in a configuration."""
+    class_name = settings.data.class_path.rpartition(".")[2]
+    names = [name for name, data_module in DATA_MODULES.items() if data_module.__name__ == class_name]
+    return names[0] if names else class_name
+
+
+def run_folder(settings: Any) -> Path | None:
+    """The folder for what a run writes: the one asked for, or a new one.
+
+    Args:
+        settings: Options of the subcommand fit.
+
+    Returns:
+        A folder that does not exist yet, except where a run is continued; None if nothing is to be written.
+
+    Raises:
+        UsageError: If the folder asked for holds another run.
+    """
+    if settings.trainer.fast_dev_run:
+        return None
+    if settings.ckpt_path:
+        return Path(settings.run_dir or Path(settings.ckpt_path).parent.parent)
+    if settings.run_dir:
+        folder = Path(settings.run_dir)
+        if (folder / "config.yaml").exists():
+            raise UsageError(f"{folder} holds another run; give a new --run_dir, or continue that run with --resume")
+        return folder
+    kind = f"{data_name(settings)}-{settings.model.net.replace('/', '-')}"
+    return Path("runs", kind, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
+
+
+def values_of(option: str, words: Sequence[str]) -> list[str]:
+    """Every value that a command line gives to an option."""
+    values = [words[position + 1] for position, word in enumerate(words[:-1]) if word == option]
+    return values + [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+
+
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """The value that a command line gives to an option, None if it does not."""
+    return next(iter(values_of(option, words)), None)
+
+
+def continue_from(given: str, words: Sequence[str], folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Make a command line that continues a run: the settings of its checkpoint first, so that all others win over them.
+
+    Args:
+        given: A checkpoint, a run folder, or "last" or "best" of ``--run_dir`` or else of the latest run.
+        words: The command line.
+        folder: Where a file with the settings may be put.
+
+    Returns:
+        The new command line and the checkpoint.
+
+    Raises:
+        UsageError: If there is nothing to continue.
+        CheckpointError: If the file is not a checkpoint.
+    """
+    if given in ("last", "best"):
+        run_dir = value_of("--run_dir", words)
+        runs = (
+            [Path(run_dir)] if run_dir else [path.parent.parent for path in Path("runs").glob("*/*/checkpoints/*.ckpt")]
+        )
+        if not runs:
+            raise UsageError(f"--resume {given}: there is no run in runs/; give a checkpoint or a run folder")
+        path = max(runs, key=lambda run: run.stat().st_mtime) / "checkpoints" / f"{given}.ckpt"
+    else:
+        path = Path(given) / "checkpoints" / "last.ckpt" if Path(given).is_dir() else Path(given)
+    checkpoint = read_checkpoint(path)
+    if "settings" not in checkpoint:
+        raise UsageError(f"{path} holds no settings; it was not saved by a run of scripts/train.py or lit-nn")
+    settings = folder / "settings-of-the-checkpoint.yaml"
+    settings.write_text(yaml.safe_dump(checkpoint["settings"]), encoding="utf-8")
+    return ["fit", "--config", str(settings), *words[1:], "--ckpt_path", str(path)], checkpoint
+
+
+def flat(options: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a configuration by their dotted names."""
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
+
+
+def check_config(path: Path) -> None:
+    """Refuse a YAML file that is none, or that would import code from outside the packages this project is made of.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: If so, naming the value.
+    """
+    if not path.is_file():
+        raise UsageError(f"--config {path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no options; it should look like the config.yaml of a run folder")
+    for place, value in _class_names(content):
+        if "/" in value or ("." in value and value.partition(".")[0] not in TRUSTED):
+            raise UsageError(f"{path}: {place} names {value}; a file may name classes of {', '.join(TRUSTED)} only")
+
+
+def _class_names(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a configuration that the parser could take for a class to import, with its place."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        here = f"{place}.{key}".lstrip(".")
+        if isinstance(item, dict | list):
+            yield from _class_names(item, here)
+        elif isinstance(item, str):
+            in_trainer = here.startswith("trainer.") and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", item)
+            if key == "class_path" or here in ("data", "model", "trainer") or in_trainer:
+                yield here, item
+
+
+def explain(message: str, options: Sequence[str]) -> str:
+    """What the parser said, in one line, with the names that are nearest to an unknown one.
+
+    Args:
+        message: The parser's message.
+        options: All options there are, without dashes.
+    """
+    text = " ".join(message.split())
+    unknown = (
+        re.search(r"unrecognized arguments: --?([^\s=]+)", text)
+        or re.search(r"does not accept option '([\w.]+)'", text)
+        or re.search(r"(?P<data>Option) '([\w.]+)' is not accepted", text)
+    )
+    if unknown:
+        name = unknown.groups()[-1]
+        if "data" in unknown.groupdict():
+            name = f"data.{name}"
+        return f"unknown option '{name}'.{nearest(name, options)} All options: python scripts/train.py --help"
+    if choice := re.search(r'key "([\w.]+)": Expected a typing.Literal\[(.*?)\]\. Got value: (.*)', text):
+        option, allowed, given = choice.groups()
+        names = re.findall(r"'([^']*)'", allowed)
+        return f"--{option} is '{given}'.{nearest(given, names)} Allowed: {', '.join(names)}"
+    if wrong := re.findall(r'key "([\w.]+)": Expected (?:a|an) (.*?)\. Got value: (.*?)(?= - |$)', text):
+        option, expected, given = wrong[-1]
+        return f"--{option} is '{given}', expected " + re.sub(r"<class '(.*?)'>", r"\1", expected)
+    return text
+
+
+def quieten() -> None:
+    """Keep adverts and warnings that say nothing about the run off the terminal."""
+    noise = ("💡 Tip", "TPU available", "Restoring states", "Restored all states", "Loaded model weights")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))
+    harmless = ("is smaller than the logging interval", "treespec, LeafSpec", "callbacks used to create the checkpoint")
+    for message in harmless:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -1,0 +1,341 @@
+"""The main job through its real entry points: train, what it writes, repeat, reload, and what happens on mistakes."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data_modules import DATA_MODULES
+from data_modules.fashion_mnist_sample import FashionMNISTSample
+from lit_nn import LitClassifier, load_classifier
+from lit_nn.flags import flags, listed, train
+from lit_nn.nets import NETS
+
+FAST = ("--fast_dev_run", "--accelerator", "cpu", "--batch_size", "8")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs on the embedded images."""
+    folder = tmp_path_factory.mktemp("train") / "run"
+    words = ["--net", "lenet", "--max_epochs", "2", "--run_dir", str(folder), "--accelerator", "cpu", "--seed", "7"]
+    assert train([*words, "--trainer.log_every_n_steps", "5"]) == 0
+    return folder
+
+
+def result_of(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_run_folder_holds_everything(run: Path) -> None:
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.csv", "result.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
+    assert [file for file in files if file.startswith("events.out.tfevents")]
+    assert not [file for file in files if ".tmp" in file]
+    result = result_of(run)
+    assert result["net"] == "lenet"
+    assert result["data"] == "fashion_mnist_sample"
+    assert result["epochs"] == 2
+    assert result["seed"] == 7
+    assert result["num_params"] == 61_706  # the tutorial's LeNet on one channel
+    assert result["test_acc"] > 0.5
+    assert {"test_loss", "val_acc", "seconds", "versions", "git_commit"} <= result.keys()
+
+
+def test_metrics_csv_has_one_row_per_epoch(run: Path) -> None:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["step"] for row in rows] == ["42", "84"]  # 5,400 images in full batches of 128
+    assert all(float(value) > 0 for row in rows for name, value in row.items() if name != "epoch")
+    assert max(float(row["val_acc"]) for row in rows) == result_of(run)["val_acc"]
+
+
+def test_tensorboard_has_scalars_pictures_graph_and_hyperparameters(run: Path) -> None:
+    found: dict[str, set[str]] = {"scalars": set(), "images": set()}
+    graph = hparams = False
+    for file in run.glob("events.out.tfevents*"):
+        events = EventAccumulator(str(file))
+        tags = events.Reload().Tags()
+        found["scalars"] |= set(tags["scalars"])
+        found["images"] |= set(tags["images"])
+        graph |= tags["graph"]
+        hparams |= "_hparams_/session_start_info" in events.summary_metadata
+    wanted = {"train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "train_loss_step"}
+    assert wanted | {"final/test_acc"} <= found["scalars"]
+    assert any(tag.startswith("lr-") for tag in found["scalars"])
+    assert found["images"] == {"train/samples"}
+    assert graph
+    assert hparams
+
+
+def test_best_checkpoint_has_the_reported_accuracy(run: Path) -> None:
+    images, labels, indices = FashionMNISTSample().split("test")
+    classifier = load_classifier(run / "checkpoints" / "best.ckpt")
+    with torch.no_grad():
+        accuracy = (classifier(images[indices]).argmax(1) == labels[indices]).double().mean().item()
+    assert accuracy == pytest.approx(result_of(run)["test_acc"], abs=1e-7)
+
+
+def test_both_ways_to_load_give_equal_logits(run: Path, command: Command) -> None:
+    path = run / "checkpoints" / "last.ckpt"
+    images = FashionMNISTSample().split("test")[0][:7]
+    first, second = load_classifier(path), LitClassifier.load_from_checkpoint(path, map_location="cpu").eval()
+    assert not first.training
+    with torch.no_grad():
+        assert torch.equal(first(images), second(images))
+        expected = first(images).sum().item()
+    program = (
+        "import torch, lit_nn; from data_modules import FashionMNISTSample; torch.set_num_threads(1);"
+        f"model = lit_nn.load_classifier({str(path)!r});"
+        "print(repr(model(FashionMNISTSample().split('test')[0][:7]).sum().item()))"
+    )
+    assert float(command("-c", program).stdout) == expected  # in a fresh process, from the file alone
+
+
+def test_checkpoint_holds_plain_values_only(run: Path) -> None:
+    def check(value: object) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                assert type(key) in (str, int)
+                check(item)
+        elif isinstance(value, list | tuple | set):
+            for item in value:
+                check(item)
+        else:
+            assert value is None or isinstance(value, bool | int | float | str | torch.Tensor)
+
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    check(dict(checkpoint))
+    assert checkpoint["hyper_parameters"]["net"] == "lenet"
+    assert checkpoint["hyper_parameters"]["class_names"] == FashionMNISTSample.class_names
+    assert checkpoint["settings"]["trainer"]["max_epochs"] == 2
+    assert torch.__version__.startswith(checkpoint["versions"]["torch"])
+    assert not {name for name in checkpoint["hyper_parameters"] if name.startswith("_")}
+
+
+def test_config_of_a_run_repeats_it(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert train(["--config", str(run / "config.yaml"), "--run_dir", str(again)]) == 0
+    assert (again / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
+    first, second = result_of(run), result_of(again)
+    assert (first["test_acc"], first["test_loss"]) == (second["test_acc"], second["test_loss"])
+
+
+def test_another_seed_gives_another_run(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert train(["--config", str(run / "config.yaml"), "--run_dir", str(other), "--seed", "8"]) == 0
+    assert result_of(other)["test_loss"] != result_of(run)["test_loss"]
+
+
+def test_lightning_cli_tests_and_predicts_a_checkpoint(run: Path, command: Command, tmp_path: Path) -> None:
+    path = run / "checkpoints" / "best.ckpt"
+    tested = command("-m", "lit_nn", "test", "--ckpt_path", path, "--accelerator", "cpu")
+    assert tested.returncode == 0, tested.stderr
+    accuracy = re.search(r"test_acc\s+│\s+([\d.]+)", tested.stdout)
+    assert accuracy
+    assert float(accuracy[1]) == pytest.approx(result_of(run)["test_acc"], abs=1e-6)
+    predicted = command("-m", "lit_nn", "predict", "--ckpt_path", path, "--accelerator", "cpu")
+    assert predicted.returncode == 0, predicted.stderr
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = FashionMNISTSample().split("test")[1]
+    right = [row["label"] == FashionMNISTSample.class_names[label] for row, label in zip(rows, labels, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(result_of(run)["test_acc"])
+
+
+# --- every network, every data set -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_every_network_goes_through_the_command(net: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(["--net", net, *FAST]) == 0
+    assert "went through" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("scripts/train.py",), ("-m", "lit_nn", "fit")])
+def test_commands_run_in_a_process_of_their_own(words: tuple[str, ...], command: Command, tmp_path: Path) -> None:
+    done = command(*words, *FAST)
+    assert done.returncode == 0, done.stderr
+    for advert in ("Tip:", "litlogger", "Warning"):
+        assert advert not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []  # fast_dev_run writes nothing
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------
+
+
+def printed_config(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
+    with pytest.raises(SystemExit) as stop:
+        train([*words, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_flat_and_dotted_flags_mean_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat = ["--net", "mlp", "--lr=0.5", "--data", "fashion_mnist", "--batch_size", "3", "--max_epochs", "4"]
+    dotted = ["--model.net=mlp", "--model.lr", "0.5", "--data", "data_modules.FashionMNIST", "--data.batch_size=3"]
+    first = printed_config(flat, capsys)
+    assert first == printed_config([*dotted, "--trainer.max_epochs", "4"], capsys)
+    assert first == printed_config([*flat[:3], *dotted[1:], "--max_epochs=4"], capsys)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(first))
+    assert first == printed_config(["--config", str(path)], capsys)
+    over = printed_config(["--config", str(path), "--lr", "0.25", "--accelerator", "cpu"], capsys)
+    assert over["model"]["lr"] == 0.25  # the command line over the file
+    assert over["model"]["net"] == "mlp"  # the file over the defaults
+    assert over["trainer"]["max_epochs"] == 4
+    assert over["trainer"]["accelerator"] == "cpu"
+
+
+def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert list(listed("lit_nn.nets")) == list(NETS)
+    assert list(listed("data_modules")) == list(DATA_MODULES)
+    for word in [*NETS, *DATA_MODULES, *(f"--{flag.name}" for flag in flags())]:
+        assert word in text
+
+
+def test_help_shows_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    config = printed_config([], capsys)
+    for flag in flags():
+        group, _, name = flag.option.partition(".")
+        if group in ("model", "trainer"):
+            value = config[group][name]
+        elif group == "data" and name:
+            value = config["data"]["init_args"][name]
+        elif group == "seed_everything":
+            value = config["seed_everything"]
+        else:
+            continue
+        shown = "32-true" if flag.name == "precision" and value is None else str(value)
+        assert flag.default == (shown.lower() if isinstance(value, bool) else shown), flag
+
+
+# --- mistakes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--net", "lenett"], ["lenett", "lenet"]),
+        (["--data", "fashion"], ["fashion", "fashion_mnist"]),
+        (["--max_epoch", "3"], ["max_epoch", "max_epochs"]),
+        (["--trainer.max_epoch", "3"], ["trainer.max_epoch", "trainer.max_epochs"]),
+        (["--data.batch_sise", "3"], ["data.batch_sise", "data.batch_size"]),
+        (["--batch_size", "many"], ["batch_size", "many", "expected int"]),
+        (["--optimizer", "adamm"], ["adamm", "adam", "rmsprop"]),
+        (["--schedule", "onecycle"], ["onecycle", "one_cycle"]),
+        (["--loss", "crossentropy"], ["crossentropy", "cross_entropy"]),
+        (["--init", "xavier"], ["xavier", "xavier_uniform"]),
+        (["--model.net_args.depth", "3"], ["depth", "lenet"]),
+        (["--model.optimizer_args.momentumm", "3"], ["momentumm"]),
+        (["--config", "missing.yaml"], ["missing.yaml", "no such file"]),
+        (["--precision", "7"], ["precision", "7"]),
+        (["--class_weights", "[1.0, 2.0]"], ["2 numbers", "10 classes"]),
+    ],
+)
+def test_mistakes_end_in_one_message(words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train([*words, "--accelerator", "cpu"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert "Traceback" not in message
+    for word in named:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("model:\n  nett: lenet\n", "model.net"),
+        ("model: [1, 2\n", "not a YAML file"),
+        ("just words\n", "no options"),
+        ("data:\n  class_path: antigravity.Data\n", "antigravity"),
+        ("trainer:\n  logger: os.system\n", "os.system"),
+        ("trainer:\n  callbacks:\n  - class_path: subprocess.Popen\n", "subprocess.Popen"),
+        ("data: /tmp/other.yaml\n", "/tmp/other.yaml"),
+    ],
+)
+def test_wrong_yaml_is_refused_and_runs_nothing(
+    text: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert train(["--config", str(path)]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu_is_said_in_one_message(command: Command) -> None:
+    done = command("scripts/train.py", "--accelerator", "gpu")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--accelerator cpu" in done.stderr.splitlines()[-1]
+
+
+def test_a_run_folder_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "result.json").read_bytes()
+    assert train(["--run_dir", str(run)]) == 2
+    assert "another run" in capsys.readouterr().err
+    assert (run / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
+def test_what_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "bad.ckpt"
+    path.write_bytes(content)
+    done = command("-m", "lit_nn", "test", "--ckpt_path", path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "bad.ckpt" in done.stderr.splitlines()[-1]
+
+
+# --- one's own network ---------------------------------------------------------------------------------------------
+
+NETWORK = '''"""A network of one's own: one linear layer."""
+
+from torch import Tensor, nn
+
+
+class Tiny(nn.Module):
+    """Softmax regression."""
+
+    image_size = (14, 14)
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels * 14 * 14, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1))
+'''
+
+
+def test_a_network_is_one_file_and_one_import_line(command: Command, tmp_path: Path) -> None:
+    for name in ("lit_nn", "data_modules", "scripts", "tests", "pyproject.toml"):
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path)
+    (tmp_path / "lit_nn/nets/tiny.py").write_text(NETWORK)
+    with (tmp_path / "lit_nn/nets/__init__.py").open("r+") as file:
+        text = file.read().replace("\nNETS:", "from lit_nn.nets.tiny import Tiny as Tiny\n\nNETS:", 1)
+        file.seek(0)
+        file.write(text)
+    env_path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from lit_nn.flags import train;"
+    helped = command("-c", env_path + "train(['--help'])")
+    assert "tiny" in helped.stdout
+    words = ["--net", "tiny", "--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
+    trained = command("-c", env_path + f"sys.exit(train({words}))")
+    assert trained.returncode == 0, trained.stderr
+    assert result_of(tmp_path / "run")["net"] == "tiny"
+    load = f"import lit_nn; print(lit_nn.load_classifier({str(tmp_path / 'run/checkpoints/best.ckpt')!r}).net)"
+    assert "Tiny(" in command("-c", env_path + load).stdout
+    tests = command("-m", "pytest", "-q", "--collect-only", "tests/test_nets.py", "-p", "no:cacheprovider")
+    assert "tiny" in tests.stdout
