@@ -13,9 +13,8 @@ from torch import Generator, Tensor
 
 def _flipped(images: Tensor, chosen: Tensor) -> Tensor:
     """Mirror the chosen images (bool (B,)) left to right."""
-    flipped = images.clone()
-    flipped[chosen] = images[chosen].flip(3)
-    return flipped
+    rows = chosen.nonzero().squeeze(1)
+    return images.index_copy(0, rows, images.index_select(0, rows).flip(3))
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:

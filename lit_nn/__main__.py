@@ -2,23 +2,7 @@
 
 import sys
 
-from lit_nn.flags import run
-
-
-def main() -> int:
-    """Run the subcommand that the command line names.
-
-    Returns:
-        Exit status.
-    """
-
-    def command() -> None:
-        from lit_nn.cli import LitCLI
-
-        LitCLI(sys.argv[1:])
-
-    return run(command)
-
+from lit_nn.commands import lightning_cli
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lightning_cli())

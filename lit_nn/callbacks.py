@@ -100,8 +100,6 @@ class MetricsCSV(Callback):
 class TensorBoardPictures(Callback):
     """Shows in TensorBoard what goes in and what it goes through: a sheet of training images, the network's graph."""
 
-    IMAGES = 40  # on the sheet
-
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the sheet and the graph once, before the first step."""
@@ -109,10 +107,10 @@ class TensorBoardPictures(Callback):
         if not isinstance(logger, TensorBoardLogger):
             return
         assert isinstance(pl_module, LitClassifier)
-        from data_modules.sheets import sample_sheet
+        from data_modules.sheets import sample_rows, sample_sheet  # matplotlib: only when something is drawn
 
         images, labels, indices = pl_module.data.split("train")
-        rows = indices[torch.linspace(0, len(indices) - 1, self.IMAGES).long()]
+        rows = indices[sample_rows(labels[indices])]
         names = pl_module.hparams["class_names"]
         logger.experiment.add_figure("train/samples", sample_sheet(images[rows], labels[rows], names))
         self._add_graph(logger, pl_module, images.shape[-2:])
@@ -132,7 +130,7 @@ class TensorBoardPictures(Callback):
 
 
 class RunFacts(Callback):
-    """Puts into every checkpoint where it comes from: the settings, the versions and the commit.
+    """Puts into every checkpoint where it comes from: settings, metrics, versions, commit.
 
     Args:
         settings: The configuration of the run, plain values.
@@ -145,6 +143,7 @@ class RunFacts(Callback):
         """Add the facts, plain values all of them."""
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["settings"] = self.settings
+        checkpoint["metrics"] = {name: value.item() for name, value in trainer.callback_metrics.items()}  # so far
         checkpoint["versions"] = versions()
         checkpoint["git_commit"] = git_commit()
 

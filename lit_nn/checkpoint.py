@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class CheckpointError(Exception):
     """A file is not a checkpoint of this project; the message says what is wrong with it."""
 
+    exit_status = 1
+
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its final name and renames it when it is complete; reads plain values only.

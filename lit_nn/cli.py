@@ -20,14 +20,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from data_modules import DATA_MODULES, ImageDataModule
 from lit_nn.callbacks import MetricsCSV, ProgressBar, RunFacts, TensorBoardPictures, git_commit, versions
 from lit_nn.checkpoint import SafeCheckpointIO, load_classifier, read_checkpoint
 from lit_nn.classifier import LitClassifier
-from lit_nn.flags import NothingToDo, TrainingError, UsageError, flags, nearest, to_dotted
-from lit_nn.resume import EMA, Checkpoints, ExactState
+from lit_nn.flags import UsageError, flags, nearest, to_dotted
+from lit_nn.resume import EMA, Checkpoints, ExactState, NothingToDo, TrainingError
+from lit_nn.transfer import init_from
 
 DESCRIPTION = ("class_names", "image_shape", "mean", "std")  # what the data set tells the classifier
 TRUSTED = ("lightning", "torch", "torchmetrics", "lit_nn", "data_modules")  # packages that a YAML file may name
@@ -80,8 +82,8 @@ class LitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The default data set, the run folder, and what the classifier learns from the data set."""
         for flag in flags():
-            if flag.name == flag.option and flag.type is not None:
-                parser.add_argument(f"--{flag.name}", type=flag.type | None, default=None, help=flag.help)
+            if flag.name == flag.option and flag.value_type is not None:
+                parser.add_argument(f"--{flag.name}", type=flag.value_type | None, default=None, help=flag.help)
         parser.set_defaults({"data": {"class_path": "data_modules.FashionMNISTSample"}})
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         for name in DESCRIPTION:
@@ -165,6 +167,10 @@ class LitCLI(LightningCLI):
         """Say what will be trained and what is different in a continued run, write down the configuration."""
         if self.continued is not None:
             self._check_continued(self.continued)
+        elif self.settings.init_from:
+            taken = init_from(self.model.net, self.settings.init_from)
+            if self.trainer.is_global_zero:
+                print(taken)
         if self.trainer.is_global_zero:
             parts = [f"{len(self.datamodule.split(part)[2]):,} {part}" for part in ("train", "val", "test")]
             print(
@@ -188,6 +194,8 @@ class LitCLI(LightningCLI):
                 f"{error} (step {self.trainer.global_step}, learning rate {lr:.3g}). {good} "
                 "Try a lower --lr, or --clip_grad 1"
             ) from error
+        if self.run_dir is not None:
+            self.run_dir = self.checkpoints.folder.parent  # the first process's
 
     def _check_continued(self, checkpoint: dict[str, Any]) -> None:
         before, now = dict(flat(checkpoint["settings"])), dict(flat(self.plain_config()))
@@ -307,7 +315,7 @@ def run_folder(settings: Any) -> Path | None:
         return Path(settings.run_dir or Path(settings.ckpt_path).parent.parent)
     if settings.run_dir:
         folder = Path(settings.run_dir)
-        if (folder / "config.yaml").exists():
+        if (folder / "config.yaml").exists() and rank_zero_only.rank == 0:  # the first process has just written it
             raise UsageError(f"{folder} holds another run; give a new --run_dir, or continue that run with --resume")
         return folder
     kind = f"{data_name(settings)}-{settings.model.net.replace('/', '-')}"

@@ -5,10 +5,8 @@ Nothing here imports torch or lightning, so that ``--help`` and a mistyped flag 
 
 import ast
 import difflib
-import os
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +16,7 @@ ROOT = Path(__file__).parent.parent
 class UsageError(Exception):
     """Something was typed that cannot be done; the message says what was given and what is allowed."""
 
-
-class TrainingError(Exception):
-    """A training cannot go on; the message says where and why."""
-
-
-class NothingToDo(Exception):
-    """What was asked for is there already; the message says so."""
+    exit_status = 2
 
 
 @dataclass(frozen=True)
@@ -36,14 +28,14 @@ class Flag:
         option: The LightningCLI's dotted name for the same.
         default: What holds if it is not given, as shown in the help.
         help: One line of meaning.
-        type: Of a value, for options that neither the classifier, the data set nor the Trainer has already.
+        value_type: For options that neither the classifier, the data set nor the Trainer has already.
     """
 
     name: str
     option: str
     default: str
     help: str
-    type: type | None = None
+    value_type: type | None = None
 
 
 def listed(package: str) -> dict[str, str]:
@@ -90,7 +82,14 @@ def flags() -> list[Flag]:
             "none",
             'in the loss: none, balanced, or a list: "[1, 2.5]"',
         ),
-        Flag("init", "model.init", "default", "how the weights start"),
+        Flag(
+            "init",
+            "model.init",
+            "default",
+            "how the weights start: default (PyTorch's own), normal, uniform, xavier_uniform, xavier_normal, "
+            "kaiming_uniform, kaiming_normal, orthogonal, constant, tutorial_normal, tutorial_uniform",
+        ),
+        Flag("init_from", "init_from", "null", "checkpoint whose weights are taken where names and shapes agree", str),
         Flag("accelerator", "trainer.accelerator", "auto", "cpu, gpu, mps, tpu, or auto: the best one that is here"),
         Flag("devices", "trainer.devices", "auto", "how many of them, or which"),
         Flag("num_nodes", "trainer.num_nodes", "1", "how many machines"),
@@ -111,7 +110,7 @@ def flags() -> list[Flag]:
             "resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, or last or best of the latest run"
         ),
         Flag("save_every_steps", "save_every_steps", "null", "save last.ckpt inside an epoch too, every N steps", int),
-        Flag("save_every_minutes", "save_every_minutes", "null", "or every N minutes", float),
+        Flag("save_every_minutes", "save_every_minutes", "null", "and every N minutes", float),
         Flag("fast_dev_run", "trainer.fast_dev_run", "false", "one batch of everything and no files: does it work?"),
         Flag("config", "config", "null", "YAML file with values for any options; flags win over it"),
     ]
@@ -171,7 +170,7 @@ def help_text(program: str, what: str) -> str:
     lines = [f"usage: {program} [--NAME VALUE ...]", "", what, "", "options (default in brackets):"]
     for flag in flags():
         lines += textwrap.wrap(
-            f"--{flag.name:<16} {flag.help} [{flag.default}]", 110, initial_indent="  ", subsequent_indent=" " * 21
+            f"--{flag.name:<18} {flag.help} [{flag.default}]", 110, initial_indent="  ", subsequent_indent=" " * 23
         )
     return "\n".join(
         [
@@ -183,57 +182,3 @@ def help_text(program: str, what: str) -> str:
             "Those of one network:   --model.net_args.NAME VALUE, listed by python scripts/inspect_model.py --list",
         ]
     )
-
-
-def run(command: Callable[[], None]) -> int:
-    """Run a command; whatever a user can cause ends in one message instead of a traceback.
-
-    Args:
-        command: What to do.
-
-    Returns:
-        Exit status: 0, 2 if what was typed cannot be done, 1 for anything else that went wrong.
-    """
-    from data_modules.base import DataError
-    from lit_nn.checkpoint import CheckpointError
-    from lit_nn.resume import Stopped
-
-    if os.environ.get("LIT_NN_DEBUG") == "1":
-        command()
-        return 0
-    try:
-        command()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except NothingToDo as message:
-        print(message)
-    except Stopped as stopped:
-        print(f"Stopped. To continue: python scripts/train.py --resume {stopped.path.parent.parent}")
-        return 128 + stopped.signum
-    except (DataError, CheckpointError, TrainingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def train(argv: Sequence[str] | None = None) -> int:
-    """Train a classifier, then test its best checkpoint: ``python scripts/train.py``.
-
-    Args:
-        argv: Words of the command line; those of this process if None.
-
-    Returns:
-        Exit status.
-    """
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words in (["--help"], ["-h"]):
-        print(help_text("python scripts/train.py", "Train an image classifier, then test its best checkpoint."))
-        return 0
-
-    def command() -> None:
-        from lit_nn.cli import TrainCLI
-
-        TrainCLI(["fit", *words])
-
-    return run(command)

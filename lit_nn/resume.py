@@ -8,6 +8,7 @@ are done with it; a run continued from there is no longer the same run.
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lit_nn.classifier import LitClassifier
 
+UNFINISHED = ".tmp"  # how the name of a checkpoint ends while it is written
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )  # asked to end, Ctrl-C, SLURM's warning
@@ -34,8 +38,20 @@ class Stopped(Exception):
     """
 
     def __init__(self, signum: int, path: Path) -> None:
-        super().__init__(signum, path)
-        self.signum, self.path = signum, path
+        super().__init__(f"Stopped. To continue: python scripts/train.py --resume {path.parent.parent}")
+        self.exit_status = 128 + signum
+
+
+class TrainingError(Exception):
+    """A training cannot go on; the message says where and why."""
+
+    exit_status = 1
+
+
+class NothingToDo(Exception):
+    """What was asked for is there already; the message says so."""
+
+    exit_status = 0
 
 
 class Checkpoints(Checkpoint):
@@ -74,20 +90,26 @@ class Checkpoints(Checkpoint):
         return time.monotonic() - self._started
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best score of the run that is continued."""
-        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        """Go on with the best score of the run that is continued, as long as its best.ckpt is there."""
+        if (self.folder / "best.ckpt").exists():
+            self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self._started = time.monotonic() - state_dict["seconds"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start the clock."""
+        """Start the clock; all processes save into the folder of the first one, whose name may hold the time."""
         if stage == "fit":
             self._started = time.monotonic()
+            self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Watch for signals from now on."""
+        """Watch for signals from now on, and remove what a process that was killed while saving has left."""
         self._saved_at = time.monotonic()
-        for signum in SIGNALS:
-            self._old_handlers[signum] = signal.signal(signum, self._on_signal)
+        if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
+            for signum in SIGNALS:
+                self._old_handlers[signum] = signal.signal(signum, self._on_signal)
+        if trainer.is_global_zero:
+            for leftover in self.folder.glob(f".*{UNFINISHED}"):
+                leftover.unlink()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -98,25 +120,32 @@ class Checkpoints(Checkpoint):
     def _on_signal(self, signum: int, frame: Any) -> None:
         if self._signum is not None:  # the second one: at once
             signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
+            signal.raise_signal(signum)
         self._signum = signum
-        print(f"\n{signal.Signals(signum).name}: saving after this step; once more ends at once.", flush=True)
+        text = f"\n{signal.Signals(signum).name}: saving after this step; once more ends at once.\n"
+        os.write(2, text.encode())  # print would fail if the signal came in the middle of another print
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save inside an epoch, if it is time to."""
         epoch_loop = trainer.fit_loop.epoch_loop
-        if epoch_loop._should_accumulate() or epoch_loop._num_ready_batches_reached():
-            return  # gradients are not in a checkpoint; and at the end of an epoch its own saving follows
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        # Gradients are not in a checkpoint; a continued run would leave out a validation that follows this very step;
+        # and at the end of an epoch its own saving follows.
+        if (
+            epoch_loop._should_accumulate()
+            or epoch_loop._should_check_val_fx(fetcher)
+            or epoch_loop._num_ready_batches_reached()
+        ):
+            return
         due = self._signum is not None
         if self.every_steps:
             due |= trainer.global_step % self.every_steps == 0
         if self.every_minutes:
             due |= time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        if trainer.world_size > 1:
-            due = trainer.strategy.reduce_boolean_decision(due, all=False)
-        if due:
+        if _any_process(trainer, due):
             self._save(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -132,11 +161,16 @@ class Checkpoints(Checkpoint):
         score = trainer.callback_metrics.get("val_acc")
         if between_epochs and score is not None and (self.best_score is None or score.item() > self.best_score):
             self.best_score, self.best_epoch = score.item(), trainer.current_epoch - 1
-            trainer.save_checkpoint(self.folder / "best.ckpt")
-        trainer.save_checkpoint(self.last)
+            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
+        trainer.save_checkpoint(self.last, weights_only=False)
         self._saved_at = time.monotonic()
-        if self._signum is not None:
-            raise Stopped(self._signum, self.last)
+        if _any_process(trainer, self._signum is not None):  # a signal may have reached only one of them
+            raise Stopped(self._signum or signal.SIGTERM, self.last)
+
+
+def _any_process(trainer: L.Trainer, decision: bool) -> bool:
+    """Whether any process has decided so; the same answer on all of them."""
+    return decision if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(decision, all=False)
 
 
 class EMA(EMAWeightAveraging):
@@ -148,15 +182,20 @@ class EMA(EMAWeightAveraging):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the raw weights where they are: last.ckpt is yet to be saved, and best.ckpt has the average."""
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up the raw weights, but only to train: a test is of the average."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
 
 class ExactState(Callback):
     """Puts into a checkpoint, and takes from it, what else decides the future of a run.
 
-    That is the state of every random generator and the metrics of the epoch so far, of each process.
+    That is the state of every random generator, and the metrics so far, of each process.
     """
 
     def __init__(self) -> None:
-        self._to_restore: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of all processes."""
@@ -167,22 +206,72 @@ class ExactState(Callback):
             own, states = states[0], [None] * trainer.world_size
             torch.distributed.all_gather_object(states, own)
         checkpoint["processes"] = states
+        checkpoint["images_per_step"] = images_per_step(trainer, pl_module)
+        checkpoint["latest_metrics"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep this process's states until the training starts."""
-        states = checkpoint["processes"]
-        if len(states) == trainer.world_size:
-            self._to_restore = states[trainer.global_rank]
-        else:
-            print(f"Saved by {len(states)} processes, continued by {trainer.world_size}: not exact to the last bit.")
+        """Keep the states until the training starts."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._restored = dict(checkpoint)
+        for callback in trainer.early_stopping_callbacks:  # its patience is an option, not a state
+            if state := checkpoint["callbacks"].get(callback.state_key):
+                state["patience"] = callback.patience
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore them: nothing draws random numbers between here and the next step."""
         assert isinstance(pl_module, LitClassifier)
-        if self._to_restore is not None:
-            restore_random_state(self._to_restore["random"])
-            restore_metric_state(pl_module, self._to_restore["metrics"])
-            self._to_restore = None
+        if self._restored is None:
+            return
+        checkpoint, self._restored = self._restored, None
+        loop = trainer.fit_loop
+        loop._restarting = False  # or a plateau schedule would miss the end of this epoch
+        ratio = checkpoint["images_per_step"] / images_per_step(trainer, pl_module)
+        same_processes = len(checkpoint["processes"]) == trainer.world_size
+        if loop.restarted_mid_epoch and ratio == 1 and same_processes:
+            restore_metric_state(pl_module, checkpoint["processes"][trainer.global_rank]["metrics"])
+        else:
+            if loop.restarted_mid_epoch:
+                print("The steps are not those of before: the epoch starts again from its first image.")
+            loop.epoch_loop.restarting = False  # or it would take the epoch that begins for one that was finished
+            trainer.train_dataloader.load_state_dict({"epoch": trainer.current_epoch, "batches_done": 0})
+        if same_processes:
+            restore_random_state(checkpoint["processes"][trainer.global_rank]["random"])
+        trainer.callback_metrics.update(checkpoint["latest_metrics"])
+        _use_settings_of_now(trainer, pl_module, checkpoint["hyper_parameters"]["lr"], ratio)
+
+
+def images_per_step(trainer: L.Trainer, classifier: LitClassifier) -> int:
+    """Images behind one optimizer step, over all processes."""
+    return classifier.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_before: float, ratio: float) -> None:
+    """Let the options of now win over those that optimizer and schedule have brought from the checkpoint.
+
+    Where no option has changed, neither does anything here.
+
+    Args:
+        trainer: About to go on.
+        classifier: What it trains.
+        lr_before: The option lr of the checkpoint.
+        ratio: Images per step then / now; the steps taken are counted in steps of now.
+    """
+    classifier.on_train_start()  # tells it the number of steps, on which the learning rate depends
+    fresh = classifier.configure_optimizers()
+    schedule, new_schedule = trainer.lr_scheduler_configs[0].scheduler, fresh["lr_scheduler"]["scheduler"]
+    groups = trainer.optimizers[0].param_groups
+    for group, new in zip(groups, fresh["optimizer"].param_groups, strict=True):
+        changing = {"params", "lr"} if classifier.hparams["lr"] == lr_before else {"params"}
+        group.update({name: value for name, value in new.items() if name not in changing})
+    if isinstance(schedule, LambdaLR):
+        schedule.base_lrs = new_schedule.base_lrs
+        schedule.last_epoch = round(schedule.last_epoch * ratio)
+        for group, base_lr, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base_lr * factor(schedule.last_epoch)
+    elif isinstance(schedule, ReduceLROnPlateau):
+        for name in ("factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lrs", "eps"):
+            setattr(schedule, name, getattr(new_schedule, name))
 
 
 def random_state() -> dict[str, Any]:

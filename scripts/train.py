@@ -2,7 +2,7 @@
 
 import sys
 
-from lit_nn.flags import train
+from lit_nn.commands import train
 
 if __name__ == "__main__":
     sys.exit(train())

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,8 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_modules import DATA_MODULES
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from lit_nn import LitClassifier, load_classifier
-from lit_nn.flags import flags, listed, train
+from lit_nn.commands import train
+from lit_nn.flags import flags, listed
+from lit_nn.init import INITS
+from lit_nn.losses import LOSSES
 from lit_nn.nets import NETS
+from lit_nn.optim import OPTIMIZERS, ScheduleName
 
 FAST = ("--fast_dev_run", "--accelerator", "cpu", "--batch_size", "8")
 
@@ -30,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def result_of(folder: Path) -> dict[str, object]:
+def result_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
 
 
@@ -172,7 +177,7 @@ def test_commands_run_in_a_process_of_their_own(words: tuple[str, ...], command:
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 
-def printed_config(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
+def printed_config(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     with pytest.raises(SystemExit) as stop:
         train([*words, "--print_config"])
     assert stop.value.code == 0
@@ -200,7 +205,8 @@ def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert list(listed("lit_nn.nets")) == list(NETS)
     assert list(listed("data_modules")) == list(DATA_MODULES)
-    for word in [*NETS, *DATA_MODULES, *(f"--{flag.name}" for flag in flags())]:
+    choices = [*OPTIMIZERS, *get_args(ScheduleName), *LOSSES, *INITS]
+    for word in [*NETS, *DATA_MODULES, *choices, *(f"--{flag.name}" for flag in flags())]:
         assert word in text
 
 
@@ -328,7 +334,7 @@ def test_a_network_is_one_file_and_one_import_line(command: Command, tmp_path: P
         text = file.read().replace("\nNETS:", "from lit_nn.nets.tiny import Tiny as Tiny\n\nNETS:", 1)
         file.seek(0)
         file.write(text)
-    env_path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from lit_nn.flags import train;"
+    env_path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from lit_nn.commands import train;"
     helped = command("-c", env_path + "train(['--help'])")
     assert "tiny" in helped.stdout
     words = ["--net", "tiny", "--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")]

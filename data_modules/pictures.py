@@ -1,0 +1,134 @@
+"""One picture file to pixels: the same for training and for prediction, and without torch."""
+
+import hashlib
+import itertools
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Part = TypeVar("Part")
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+"""How the names of picture files end, in any case; other files are not looked at."""
+
+
+class PictureError(Exception):
+    """A file cannot be read as a picture; the message is the reason, without the name of the file."""
+
+
+def printable(path: str | Path) -> str:
+    r"""A path that can be printed and stored: bytes that are not UTF-8 become ``\xe9`` and the like."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def picture_header(path: Path) -> tuple[int, int, bool]:
+    """Read what a picture file says of itself, without decoding it.
+
+    Args:
+        path: A picture file.
+
+    Returns:
+        Width and height in pixels as stored, and whether the file holds gray levels only.
+
+    Raises:
+        PictureError: If the file is not a picture, cannot be read, or claims more pixels than Pillow allows.
+    """
+    try:
+        with _open(path) as image:
+            return image.width, image.height, image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+    except Exception as error:
+        raise PictureError(_reason(path, error)) from error
+
+
+def prepare_picture(path: Path, image_size: int, channels: int) -> NDArray[np.uint8]:
+    """Decode a picture, turn it upright, convert it, scale its shorter side to ``image_size`` and cut out the centre.
+
+    Of an animation or a document the first frame or page counts. 16-bit levels lose their lower byte. What is
+    transparent becomes white, as on a page: drawings with a transparent ground are dark as a rule, and would vanish
+    on black.
+
+    Args:
+        path: A picture file.
+        image_size: Width and height of the result in pixels.
+        channels: 1 for gray, 3 for red, green and blue.
+
+    Returns:
+        uint8 (C, H, W).
+
+    Raises:
+        PictureError: If the file is not a picture, cannot be read, or claims more pixels than Pillow allows.
+    """
+    try:
+        with _open(path) as image:
+            # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size: much faster.
+            image.draft(None, (2 * image_size, 2 * image_size))
+            ImageOps.exif_transpose(image, in_place=True)  # a copy of each picture would cost a quarter more time
+            converted = _converted(image, "L" if channels == 1 else "RGB")
+            if converted.size != (image_size, image_size):
+                # Crops first, so that a strip of 20,000 x 10 is not scaled to a monster.
+                converted = ImageOps.fit(converted, (image_size, image_size), Image.Resampling.BICUBIC)
+            pixels = np.asarray(converted)  # (H, W) or (H, W, C)
+    except Exception as error:  # decoders raise all kinds of things at broken or hostile files
+        raise PictureError(_reason(path, error)) from error
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def picture_digest(pixels: NDArray[np.uint8]) -> int:
+    """64-bit fingerprint of a picture's pixels, by which equal pictures are found whatever their files are called."""
+    return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
+
+
+def shared_pictures(digests: dict[Part, NDArray[np.uint64]]) -> list[tuple[Part, int, Part, int]]:
+    """Find pictures that lie in more than one part of a data set.
+
+    Args:
+        digests: Fingerprints of each part's pictures, see `picture_digest`.
+
+    Returns:
+        For each of them, a part and its place there, and another part and its place there.
+    """
+    return [
+        (one, int(place), other, int(other_place))
+        for one, other in itertools.combinations(digests, 2)
+        for place, other_place in zip(
+            *np.intersect1d(digests[one], digests[other], return_indices=True)[1:], strict=True
+        )
+    ]
+
+
+def _open(path: Path) -> Image.Image:
+    image = Image.open(path)
+    # Pillow itself warns at its limit, and refuses only at twice that.
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        image.close()
+        raise Image.DecompressionBombError
+    return image
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """To gray or RGB, where Pillow alone would lose something."""
+    if image.mode.startswith("I"):  # 16 bits, which Pillow may hold in 32
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError("has gray levels beyond 16 bits")
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"refused as a decompression bomb: it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "the file is empty" if path.stat().st_size == 0 else "not a picture that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the path, which the caller prints
+    return str(error) or type(error).__name__

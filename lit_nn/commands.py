@@ -1,0 +1,100 @@
+"""The commands: how each starts, and how it ends in one message when something is wrong.
+
+Nothing here imports torch or lightning.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from lit_nn.flags import UsageError, help_text, nearest
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose complaints are `UsageError`s, with the nearest of the allowed names.
+
+    Args:
+        script: Name of the command's file in scripts/, without ".py".
+        what: What the command does, one sentence.
+    """
+
+    def __init__(self, script: str, what: str) -> None:
+        super().__init__(f"python scripts/{script}.py", description=what, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong as a `UsageError`."""
+        hint = ""
+        if unknown := re.search(r"unrecognized arguments: (--?\w+)", message):
+            hint = nearest(unknown[1], self._option_string_actions)
+        elif choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = nearest(choice[1], re.findall(r"[\w.]+", choice[2]))
+        raise UsageError(f"{message}.{hint} All options: {self.prog} --help")
+
+
+def run(command: Callable[[], None]) -> int:
+    """Run a command; whatever a user can cause ends in one message instead of a traceback.
+
+    Such errors are an OSError, or say themselves with which ``exit_status`` they end the command: 2 if what was typed
+    cannot be done, 1 for anything else.
+
+    Args:
+        command: What to do.
+
+    Returns:
+        Exit status.
+    """
+    if os.environ.get("LIT_NN_DEBUG") == "1":
+        command()
+        return 0
+    try:
+        command()
+    except BrokenPipeError:  # whoever read the output has seen enough: "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        status = getattr(error, "exit_status", 1 if isinstance(error, OSError) else None)
+        if status is None:
+            raise
+        print(f"error: {error}" if status in (1, 2) else error, file=sys.stderr)
+        return int(status)
+    return 0
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """Train a classifier, then test its best checkpoint: ``python scripts/train.py``.
+
+    Args:
+        argv: Words of the command line; those of this process if None.
+
+    Returns:
+        Exit status.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words in (["--help"], ["-h"]):
+        print(help_text("python scripts/train.py", "Train an image classifier, then test its best checkpoint."))
+        return 0
+
+    def command() -> None:
+        from lit_nn.cli import TrainCLI  # only now: it imports lightning, which takes seconds
+
+        TrainCLI(["fit", *words])
+
+    return run(command)
+
+
+def lightning_cli() -> int:
+    """Run the subcommand of the LightningCLI that the command line names: ``python -m lit_nn``, ``lit-nn``.
+
+    Returns:
+        Exit status.
+    """
+
+    def command() -> None:
+        from lit_nn.cli import LitCLI
+
+        LitCLI(sys.argv[1:])
+
+    return run(command)
