@@ -36,9 +36,9 @@ class ImageFolder(ImageDataModule):
 
     Args:
         data_dir: The folder.
-        image_size: Width and height to which pictures are scaled and cut, in pixels; None for the median of the
-            pictures' shorter sides, at most 224.
-        channels: 1 for gray, 3 for colour; None for gray if every file is stored in gray, else colour.
+        image_size: Width and height to which pictures are scaled and cut, in pixels; None for the median shorter side
+            of about a thousand of the pictures, at most 224.
+        channels: 1 for gray, 3 for colour; None for gray if these thousand are all stored in gray, else colour.
         test_fraction: Share of each class that is held out for the test, if there is no ``test/``.
         on_error: What a picture that cannot be read does: "stop" (after listing all of them), or "skip".
         options: What every data set takes: ``batch_size``, ``val_fraction``, ``augment``, ``seed``, ...
