@@ -15,6 +15,7 @@ from lit_nn.losses import LOSSES, LossName, balanced_weights
 from lit_nn.metrics import StageMetrics
 from lit_nn.nets import build_net
 from lit_nn.optim import OptimizerName, ScheduleName, build_optimizer, build_schedule
+from lit_nn.predict import Prediction, predict
 
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels (B,), or class probabilities (B, num_classes)
 
@@ -126,6 +127,20 @@ class LitClassifier(L.LightningModule):
         if self.net_size is not None and x.shape[-2:] != self.net_size:
             x = fit_to(x, self.net_size)  # (B, C, *net_size)
         return self.net((x - self.mean) / self.std)  # (B, num_classes)
+
+    def predict(self, images: Any, top_k: int = 1) -> list[Prediction]:
+        """Classify pictures, in eval mode and without gradients whatever mode the classifier is in.
+
+        Args:
+            images: One picture or a list of them, of any size: paths, PIL pictures, or uint8 arrays (H, W), (H, W, 3);
+                they are prepared exactly as in training. Or uint8 pixels of the data set's shape, (C, H, W) or
+                (B, C, H, W). See `lit_nn.predict.predict`.
+            top_k: How many of the most probable classes to name.
+
+        Returns:
+            A prediction for each picture, in their order; a list also for a single one.
+        """
+        return predict(self, images, top_k)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch, ()."""

@@ -1,0 +1,76 @@
+"""Runs side by side: seeds are put together, what differs is named, and what is no run is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lit_nn.compare import experiments, find_runs, main
+
+
+def make_run(folder: Path, net: str, lr: float, seed: int, accuracy: float) -> None:
+    folder.mkdir(parents=True)
+    config = f"seed_everything: {seed}\nmodel: {{net: {net}, lr: {lr}}}\ndata: {{init_args: {{batch_size: 8}}}}\n"
+    (folder / "config.yaml").write_text(config)
+    result = {"net": net, "data": "fashion_mnist_sample", "test_acc": accuracy, "test_loss": 1 - accuracy}
+    result |= {"val_acc": accuracy, "num_params": 1234, "epochs": 2, "seconds": 1.5, "seed": seed}
+    (folder / "result.json").write_text(json.dumps(result))
+    lines = ["epoch,step,lr,train_loss,train_acc,val_loss,val_acc", "0,1,0.1,2,0.1,2,0.1", "1,2,0.1,1,0.5,1,0.5"]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for seed, accuracy in enumerate((0.8, 0.9, 0.85)):
+        make_run(tmp_path / f"runs/sample-lenet/{seed}", "lenet", 0.1, seed, accuracy)
+    make_run(tmp_path / "runs/sample-mlp/a", "mlp", 0.1, 0, 0.95)
+    make_run(tmp_path / "runs/sample-mlp/b", "mlp", 0.2, 0, 0.5)
+    return tmp_path / "runs"
+
+
+def test_table_and_curves(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder) for folder in sorted(runs.iterdir())]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    rows = printed.out.splitlines()[3:6]
+    assert rows[0].startswith("net mlp, lr 0.1 ")
+    assert rows[1].startswith("net lenet, lr 0.1 ")
+    assert "85.00% ± 5.00%" in rows[1]
+    assert "1,234" in rows[1]
+    assert rows[2].startswith("net mlp, lr 0.2 ")
+    assert "±" not in rows[2]
+    assert "batch_size" not in printed.out
+    assert "5 runs, all with data fashion_mnist_sample" in printed.out
+    with Image.open("comparison.png") as picture:
+        assert picture.width > 1000
+
+
+def test_a_run_named_twice_counts_once(runs: Path) -> None:
+    found, problems = find_runs([runs, runs / "sample-lenet", runs / "sample-mlp/a"])
+    assert len(found) == 5
+    assert not problems
+    assert [len(experiment.runs) for experiment in experiments(found)] == [1, 3, 1]
+
+
+def test_what_is_no_run_is_said_and_the_others_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "empty").mkdir()
+    (runs / "sample-lenet/0/result.json").unlink()
+    (runs / "sample-lenet/1/result.json").write_text("{}")
+    (runs / "sample-lenet/2/metrics.csv").write_text("no\ntable\n")
+    assert main(["runs/empty", "runs"]) == 0
+    printed = capsys.readouterr()
+    assert "2 runs" in printed.out
+    lines = printed.err.splitlines()
+    assert len(lines) == 4
+    for line, words in zip(
+        lines, ("empty: no run", "0: not a finished run, result.json", "1: cannot", "2: "), strict=True
+    ):
+        assert words in line
+
+
+def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none")]) == 1
+    assert "error: nothing to compare" in capsys.readouterr().err
+    assert main([]) == 2
