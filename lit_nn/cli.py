@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from torch import nn
 
 from data_modules import DATA_MODULES, ImageDataModule
 from lit_nn.callbacks import MetricsCSV, ProgressBar, RunFacts, TensorBoardPictures, git_commit, versions
-from lit_nn.checkpoint import SafeCheckpointIO, load_classifier, read_checkpoint
+from lit_nn.checkpoint import SafeCheckpointIO, check_network, load_classifier, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.flags import UsageError, flags, nearest, to_dotted
 from lit_nn.resume import EMA, Checkpoints, ExactState, NothingToDo, TrainingError
@@ -55,9 +56,12 @@ class LitCLI(LightningCLI):
         words = to_dotted(argv)
         self.run_dir: Path | None = None  # stays None where nothing is written
         self.continued: dict[str, Any] | None = None  # the checkpoint that a run goes on from
+        self.continued_dir: Path | None = None  # the folder of that run
         with tempfile.TemporaryDirectory() as folder:
             if words[:1] == ["fit"] and (given := value_of("--ckpt_path", words)):
-                words, self.continued = continue_from(given, words, Path(folder))
+                checkpoint, self.continued_dir = checkpoint_to_continue(given, value_of("--run_dir", words))
+                self.continued = read_checkpoint(checkpoint) if checkpoint else None
+                words = continue_from(checkpoint, self.continued, self.continued_dir, words, Path(folder))
             for path in values_of("--config", words):
                 check_config(Path(path))
             self._parse_and_run(words)
@@ -104,7 +108,7 @@ class LitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build data module, classifier and Trainer."""
         if self.subcommand == "fit":
-            self.run_dir = run_folder(self.settings)
+            self.run_dir = run_folder(self.settings, self.continued_dir)
         elif not self.settings.ckpt_path:
             raise UsageError(f"{self.subcommand} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
         try:
@@ -136,7 +140,10 @@ class LitCLI(LightningCLI):
         else:
             kwargs["default_root_dir"] = str(self.run_dir)
             if given["logger"] in (None, True):
-                kwargs["logger"] = TensorBoardLogger(self.run_dir, name="", version="", default_hp_metric=False)
+                again = self.continued["global_step"] if self.continued else None  # what came after is to be hidden
+                kwargs["logger"] = TensorBoardLogger(
+                    self.run_dir, name="", version="", default_hp_metric=False, purge_step=again
+                )
                 callbacks += [TensorBoardPictures(), LearningRateMonitor("step")]
             self.checkpoints = Checkpoints(
                 self.run_dir / "checkpoints", self.settings.save_every_steps, self.settings.save_every_minutes
@@ -179,6 +186,8 @@ class LitCLI(LightningCLI):
             )
         if self.run_dir is not None and self.trainer.is_global_zero:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            if self.continued is not None and self.continued_dir is not None:
+                copy_run(self.continued_dir, self.run_dir)
             config = yaml.safe_dump(self.plain_config(), sort_keys=False)
             (self.run_dir / "config.yaml").write_text(config, encoding="utf-8")
 
@@ -198,16 +207,39 @@ class LitCLI(LightningCLI):
             self.run_dir = self.checkpoints.folder.parent  # the first process's
 
     def _check_continued(self, checkpoint: dict[str, Any]) -> None:
-        before, now = dict(flat(checkpoint["settings"])), dict(flat(self.plain_config()))
-        changed = [name for name in now if name in before and before[name] != now[name]]
-        print(f"Continuing {self.settings.ckpt_path}: epoch {checkpoint['epoch']}, step {checkpoint['global_step']}")
-        for name in changed:
-            print(f"  {name}: {before[name]} -> {now[name]}")
-        if self.trainer.max_epochs and 0 < self.trainer.max_epochs <= checkpoint["epoch"]:
-            raise NothingToDo(
-                f"Nothing left to do: the run has its {checkpoint['epoch']} epochs. "
-                f"To go on, ask for more: --max_epochs {2 * checkpoint['epoch']}"
+        before, now = checkpoint["hyper_parameters"], self.model.hparams
+        misfit = check_network(dict(now), checkpoint["state_dict"])
+        if misfit or before["class_names"] != now["class_names"]:
+            raise UsageError(
+                f"{self.settings.ckpt_path} is of {before.get('net')} for {len(before['class_names'])} classes, which "
+                f"cannot become {now['net']} for {len(now['class_names'])} classes{f' ({misfit})' if misfit else ''}; "
+                "start a new run, with --init_from to take over what fits"
             )
+        for name in ("optimizer", "schedule"):
+            kinds = {before.get(name), now[name]}
+            if len(kinds) > 1 and (name == "optimizer" or "plateau" in kinds):
+                raise UsageError(
+                    f"--{name} {now[name]} cannot use the state of {before.get(name)} that the checkpoint holds; "
+                    f"leave out --{name}, or start a new run, with --init_from to take over the weights"
+                )
+        epochs, steps = checkpoint["epoch"], checkpoint["global_step"]
+        if self.trainer.is_global_zero:
+            print(f"Continuing {self.settings.ckpt_path} after {epochs} epochs, {steps} steps")
+            options, options_now = dict(flat(checkpoint["settings"])), dict(flat(self.plain_config()))
+            for name in options.keys() & options_now.keys():
+                if options[name] != options_now[name]:
+                    print(f"  {name}: from the checkpoint {options[name]} -> now {options_now[name]}")
+        if nothing_left(self.trainer, checkpoint):
+            if self._has_result(epochs):
+                raise NothingToDo(
+                    f"Nothing left to do: the run ended after its {epochs} epochs. "
+                    f"To go on, ask for more: --max_epochs {2 * epochs}, or a larger --early_stopping if that ended it"
+                )
+            self.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
+
+    def _has_result(self, epochs: int) -> bool:
+        """Whether everything is there that a run of so many epochs writes when it ends."""
+        return True
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -232,6 +264,10 @@ class LitCLI(LightningCLI):
 
 class TrainCLI(LitCLI):
     """Fits, then tests the best checkpoint and writes result.json: what scripts/train.py runs."""
+
+    def _has_result(self, epochs: int) -> bool:
+        path = self.run_dir / "result.json" if self.run_dir is not None else None
+        return path is None or (path.exists() and json.loads(path.read_text(encoding="utf-8"))["epochs"] == epochs)
 
     def after_fit(self) -> None:
         """Test, write the result, say what came out and what to type next."""
@@ -261,8 +297,11 @@ class TrainCLI(LitCLI):
         }
         (self.run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if isinstance(trainer.logger, TensorBoardLogger):
+            from lit_nn.report import add_to_tensorboard  # matplotlib: only when something is drawn
+
             metrics = {f"final/{name}": result[name] for name in ("test_acc", "test_loss", "val_acc")}
             trainer.logger.log_hyperparams(self._hyperparameters(), metrics)
+            add_to_tensorboard(trainer.logger.experiment, load_classifier(best), self.datamodule)
             trainer.logger.finalize("success")
         print(
             f"\nTest accuracy {result['test_acc']:.2%} (loss {result['test_loss']:.4f}), "
@@ -270,8 +309,9 @@ class TrainCLI(LitCLI):
             f"Run folder: {self.run_dir}\n"
             "Next:\n"
             f"  tensorboard --logdir {self.run_dir.parent}\n"
-            f"  python -m lit_nn test --ckpt_path {best} --data {result['data']}\n"
-            f"  python scripts/train.py --config {self.run_dir / 'config.yaml'}"
+            f"  python scripts/evaluate.py {best}\n"
+            f"  python scripts/export.py {best}\n"
+            f"  python scripts/predict.py {best} PICTURE..."
         )
 
     def _hyperparameters(self) -> dict[str, Any]:
@@ -297,25 +337,25 @@ def data_name(settings: Any) -> str:
     return names[0] if names else class_name
 
 
-def run_folder(settings: Any) -> Path | None:
+def run_folder(settings: Any, continued: Path | None) -> Path | None:
     """The folder for what a run writes: the one asked for, or a new one.
 
     Args:
         settings: Options of the subcommand fit.
+        continued: The folder of the run that is continued, if one is.
 
     Returns:
-        A folder that does not exist yet, except where a run is continued; None if nothing is to be written.
+        A folder without a run in it, or the one that is continued; None if nothing is to be written.
 
     Raises:
         UsageError: If the folder asked for holds another run.
     """
     if settings.trainer.fast_dev_run:
         return None
-    if settings.ckpt_path:
-        return Path(settings.run_dir or Path(settings.ckpt_path).parent.parent)
     if settings.run_dir:
         folder = Path(settings.run_dir)
-        if (folder / "config.yaml").exists() and rank_zero_only.rank == 0:  # the first process has just written it
+        others = (folder / "config.yaml").exists() and not (continued and folder.resolve() == continued.resolve())
+        if others and rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # which has just written it for the rest
             raise UsageError(f"{folder} holds another run; give a new --run_dir, or continue that run with --resume")
         return folder
     kind = f"{data_name(settings)}-{settings.model.net.replace('/', '-')}"
@@ -333,37 +373,123 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
     return next(iter(values_of(option, words)), None)
 
 
-def continue_from(given: str, words: Sequence[str], folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """Make a command line that continues a run: the settings of its checkpoint first, so that all others win over them.
+def checkpoint_to_continue(given: str, run_dir: str | None) -> tuple[Path | None, Path | None]:
+    """Find what ``--resume`` means.
 
     Args:
-        given: A checkpoint, a run folder, or "last" or "best" of ``--run_dir`` or else of the latest run.
+        given: A checkpoint, a run folder, or "last" or "best" of ``run_dir``, or else of the latest run.
+        run_dir: The option ``--run_dir``.
+
+    Returns:
+        The checkpoint, None for a run that was ended before it had saved one; and the folder of the run, None for a
+        checkpoint that does not lie in one.
+
+    Raises:
+        UsageError: If there is no such run.
+    """
+    if given in ("last", "best") and run_dir is None:
+        runs = [path.parent for path in Path("runs").glob("*/*/config.yaml")]
+        if not runs:
+            raise UsageError(f"--resume {given}: there is no run in runs/; give a checkpoint or a run folder")
+        folder = max(runs, key=lambda run: (run / "config.yaml").stat().st_mtime)
+    else:
+        folder = Path(run_dir) if run_dir and given in ("last", "best") else Path(given)
+    if not folder.is_dir():
+        return folder, folder.parent.parent if folder.parent.name == "checkpoints" else None
+    last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
+    if given == "best" or (best.exists() and not last.exists()):
+        return best, folder
+    started = (folder / "config.yaml").exists() and not last.exists()
+    return None if started else last, folder
+
+
+def continue_from(
+    path: Path | None, checkpoint: dict[str, Any] | None, run_dir: Path | None, words: Sequence[str], folder: Path
+) -> list[str]:
+    """Make a command line that continues a run: its settings come first, so that whatever else is given wins over them.
+
+    Args:
+        path: Its checkpoint.
+        checkpoint: What is in it.
+        run_dir: Its folder.
         words: The command line.
         folder: Where a file with the settings may be put.
 
     Returns:
-        The new command line and the checkpoint.
+        The new command line.
 
     Raises:
-        UsageError: If there is nothing to continue.
-        CheckpointError: If the file is not a checkpoint.
+        UsageError: If the checkpoint holds no settings, or names classes in them.
     """
-    if given in ("last", "best"):
-        run_dir = value_of("--run_dir", words)
-        runs = (
-            [Path(run_dir)] if run_dir else [path.parent.parent for path in Path("runs").glob("*/*/checkpoints/*.ckpt")]
-        )
-        if not runs:
-            raise UsageError(f"--resume {given}: there is no run in runs/; give a checkpoint or a run folder")
-        path = max(runs, key=lambda run: run.stat().st_mtime) / "checkpoints" / f"{given}.ckpt"
-    else:
-        path = Path(given) / "checkpoints" / "last.ckpt" if Path(given).is_dir() else Path(given)
-    checkpoint = read_checkpoint(path)
-    if "settings" not in checkpoint:
+    to_run = ["--run_dir", str(run_dir)] if run_dir else []
+    if path is None or checkpoint is None:
+        print(f"{run_dir} has no checkpoint yet: it starts again.")
+        return ["fit", "--config", f"{run_dir}/config.yaml", *to_run, *without("--ckpt_path", words[1:])]
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings_of(checkpoint, path, words)), encoding="utf-8")
+    return ["fit", "--config", str(file), *to_run, *without("--ckpt_path", words[1:]), "--ckpt_path", str(path)]
+
+
+def settings_of(checkpoint: dict[str, Any], path: Path, words: Sequence[str]) -> dict[str, Any]:
+    """The settings in a checkpoint, which is data: it may choose none of the classes that a YAML file may.
+
+    Args:
+        checkpoint: What is in it.
+        path: The file.
+        words: The command line; if it has a ``--config`` of its own, the classes come from there.
+
+    Raises:
+        UsageError: If there are no settings, or they name a class and ``words`` has no ``--config``.
+    """
+    settings = checkpoint.get("settings")
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(g), dict) for g in ("data", "model", "trainer")
+    ):
         raise UsageError(f"{path} holds no settings; it was not saved by a run of scripts/train.py or lit-nn")
-    settings = folder / "settings-of-the-checkpoint.yaml"
-    settings.write_text(yaml.safe_dump(checkpoint["settings"]), encoding="utf-8")
-    return ["fit", "--config", str(settings), *words[1:], "--ckpt_path", str(path)], checkpoint
+    settings = {name: value for name, value in settings.items() if name not in ("config", "run_dir", "ckpt_path")}
+    known = {f"{place}.{cls.__name__}" for cls in DATA_MODULES.values() for place in ("data_modules", cls.__module__)}
+    for place, value in list(_class_names(settings)):
+        if place == "data.class_path" and value in known:
+            continue
+        group, name = place.split(".")[:2]
+        if not values_of("--config", words):
+            raise UsageError(
+                f"{path} names {value} for {group}.{name}; a checkpoint chooses no classes. "
+                "If you trust it, say so by --config RUN_DIR/config.yaml"
+            )
+        settings[group] = {key: item for key, item in settings[group].items() if key != name}
+    return settings
+
+
+def without(option: str, words: Sequence[str]) -> list[str]:
+    """A command line without an option and its value."""
+    rest: list[str] = []
+    coming = iter(words)
+    for word in coming:
+        if word == option:
+            next(coming, None)
+        elif not word.startswith(f"{option}="):
+            rest.append(word)
+    return rest
+
+
+def nothing_left(trainer: L.Trainer, checkpoint: dict[str, Any]) -> bool:
+    """Whether a run has all the epochs or steps it was to have, or early stopping has ended it."""
+    waited = [
+        checkpoint["callbacks"].get(callback.state_key, {}).get("wait_count", 0) >= max(callback.patience, 1)
+        for callback in trainer.early_stopping_callbacks
+        if isinstance(callback, EarlyStopping)
+    ]
+    all_epochs = 0 < (trainer.max_epochs or -1) <= checkpoint["epoch"]
+    return any(waited) or all_epochs or 0 < trainer.max_steps <= checkpoint["global_step"]
+
+
+def copy_run(source: Path, target: Path) -> None:
+    """Copy what a run that is continued in another folder goes on with: the rows and the best checkpoint so far."""
+    for name in ("metrics.csv", "checkpoints/best.ckpt"):
+        if source.resolve() != target.resolve() and (source / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
 
 
 def flat(options: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

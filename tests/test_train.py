@@ -76,7 +76,7 @@ def test_tensorboard_has_scalars_pictures_graph_and_hyperparameters(run: Path) -
     wanted = {"train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "train_loss_step"}
     assert wanted | {"final/test_acc"} <= found["scalars"]
     assert any(tag.startswith("lr-") for tag in found["scalars"])
-    assert found["images"] == {"train/samples"}
+    assert found["images"] == {"train/samples", "test/confusion", "test/mistakes"}
     assert graph
     assert hparams
 
