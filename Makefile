@@ -21,7 +21,7 @@ train: .venv/installed
 	$(BIN)/python scripts/train.py
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

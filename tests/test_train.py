@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_modules import DATA_MODULES
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from lit_nn import LitClassifier, load_classifier
-from lit_nn.commands import train
+from lit_nn.commands import lightning_cli, train
 from lit_nn.flags import flags, listed
 from lit_nn.init import INITS
 from lit_nn.losses import LOSSES
@@ -140,15 +141,18 @@ def test_another_seed_gives_another_run(run: Path, tmp_path: Path) -> None:
     assert result_of(other)["test_loss"] != result_of(run)["test_loss"]
 
 
-def test_lightning_cli_tests_and_predicts_a_checkpoint(run: Path, command: Command, tmp_path: Path) -> None:
+def test_lightning_cli_tests_and_predicts_a_checkpoint(
+    run: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = run / "checkpoints" / "best.ckpt"
     tested = command("-m", "lit_nn", "test", "--ckpt_path", path, "--accelerator", "cpu")
     assert tested.returncode == 0, tested.stderr
     accuracy = re.search(r"test_acc\s+│\s+([\d.]+)", tested.stdout)
     assert accuracy
     assert float(accuracy[1]) == pytest.approx(result_of(run)["test_acc"], abs=1e-6)
-    predicted = command("-m", "lit_nn", "predict", "--ckpt_path", path, "--accelerator", "cpu")
-    assert predicted.returncode == 0, predicted.stderr
+    words = ["lit-nn", "predict", "--ckpt_path", str(path), "--accelerator", "cpu", "--run_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert lightning_cli() == 0
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     labels = FashionMNISTSample().split("test")[1]
@@ -223,7 +227,7 @@ def test_help_shows_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> Non
         else:
             continue
         shown = "32-true" if flag.name == "precision" and value is None else str(value)
-        assert flag.default == (shown.lower() if isinstance(value, bool) else shown), flag
+        assert flag.default == {"False": "false", "None": "null"}.get(shown, shown), flag
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------
@@ -280,11 +284,11 @@ def test_wrong_yaml_is_refused_and_runs_nothing(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_no_gpu_is_said_in_one_message(command: Command) -> None:
-    done = command("scripts/train.py", "--accelerator", "gpu")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "--accelerator cpu" in done.stderr.splitlines()[-1]
+def test_no_gpu_is_said_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(["--accelerator", "gpu"]) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert "--accelerator cpu" in message.splitlines()[-1]
 
 
 def test_a_run_folder_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,13 +299,16 @@ def test_a_run_folder_is_never_overwritten(run: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
-def test_what_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path, command: Command) -> None:
+def test_what_is_no_checkpoint_is_refused(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "bad.ckpt"
     path.write_bytes(content)
-    done = command("-m", "lit_nn", "test", "--ckpt_path", path)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "bad.ckpt" in done.stderr.splitlines()[-1]
+    monkeypatch.setattr(sys, "argv", ["lit-nn", "test", "--ckpt_path", str(path)])
+    assert lightning_cli() == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert "bad.ckpt" in message.splitlines()[-1]
 
 
 # --- one's own network ---------------------------------------------------------------------------------------------
@@ -334,14 +341,18 @@ def test_a_network_is_one_file_and_one_import_line(command: Command, tmp_path: P
         text = file.read().replace("\nNETS:", "from lit_nn.nets.tiny import Tiny as Tiny\n\nNETS:", 1)
         file.seek(0)
         file.write(text)
-    env_path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from lit_nn.commands import train;"
-    helped = command("-c", env_path + "train(['--help'])")
-    assert "tiny" in helped.stdout
     words = ["--net", "tiny", "--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
-    trained = command("-c", env_path + f"sys.exit(train({words}))")
-    assert trained.returncode == 0, trained.stderr
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from lit_nn.commands import train\n"
+        "import lit_nn\n"
+        f"assert train(['--help']) == 0 and train({words}) == 0\n"
+        f"print(lit_nn.load_classifier({str(tmp_path / 'run/checkpoints/best.ckpt')!r}).net)\n"
+    )
+    done = command("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert "tiny" in done.stdout.partition("--data")[0]  # in the help
+    assert "Tiny(" in done.stdout  # out of its checkpoint
     assert result_of(tmp_path / "run")["net"] == "tiny"
-    load = f"import lit_nn; print(lit_nn.load_classifier({str(tmp_path / 'run/checkpoints/best.ckpt')!r}).net)"
-    assert "Tiny(" in command("-c", env_path + load).stdout
     tests = command("-m", "pytest", "-q", "--collect-only", "tests/test_nets.py", "-p", "no:cacheprovider")
     assert "tiny" in tests.stdout
