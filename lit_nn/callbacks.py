@@ -15,9 +15,8 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_nn.checkpoint import CHECKPOINT_FORMAT
 from lit_nn.classifier import LitClassifier
-
-CHECKPOINT_FORMAT = 1  # of what a checkpoint holds; raised when an older program could not read a newer one
 
 
 class ProgressBar(TQDMProgressBar):

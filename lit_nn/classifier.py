@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 
 from data_modules.base import ImageDataModule
+from lit_nn.choices import look_up
 from lit_nn.init import InitName, init_weights
 from lit_nn.losses import LOSSES, LossName, balanced_weights
 from lit_nn.metrics import StageMetrics
@@ -99,6 +100,7 @@ class LitClassifier(L.LightningModule):
         init_weights(self.net, init)
         # A reloaded network gets its weights from the checkpoint: pretrained ones are not to be fetched again.
         net_args = getattr(self.net, "rebuild_args", net_args)
+        look_up(LOSSES, loss, "loss")
         self.save_hyperparameters()
 
         self.net_size: tuple[int, int] | None = getattr(self.net, "image_size", None)  # None: it takes any size

@@ -161,7 +161,7 @@ class LitCLI(LightningCLI):
         settings = self.settings.clone()
         for name in ("config", "run_dir", "ckpt_path"):
             settings.pop(name, None)
-        return yaml.safe_load(self._parser(self.subcommand).dump(settings, skip_none=False))
+        return yaml.safe_load(self._parser(self.subcommand).dump(settings, skip_unset=False))
 
     def _option_names(self) -> list[str]:
         """All options, flat and dotted, without dashes."""
@@ -426,7 +426,10 @@ def continue_from(
         print(f"{run_dir} has no checkpoint yet: it starts again.")
         return ["fit", "--config", f"{run_dir}/config.yaml", *to_run, *without("--ckpt_path", words[1:])]
     file = folder / "settings.yaml"
-    file.write_text(yaml.safe_dump(settings_of(checkpoint, path, words)), encoding="utf-8")
+    try:
+        file.write_text(yaml.safe_dump(settings_of(checkpoint, path, words)), encoding="utf-8")
+    except yaml.YAMLError as error:
+        raise UsageError(f"the settings in {path} are not those of a run: {' '.join(str(error).split())}") from error
     return ["fit", "--config", str(file), *to_run, *without("--ckpt_path", words[1:]), "--ckpt_path", str(path)]
 
 

@@ -11,19 +11,19 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from lit_nn.checkpoint import UNFINISHED
 from lit_nn.classifier import LitClassifier
 
-UNFINISHED = ".tmp"  # how the name of a checkpoint ends while it is written
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )  # asked to end, Ctrl-C, SLURM's warning
@@ -118,10 +118,9 @@ class Checkpoints(Checkpoint):
             signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: Any) -> None:
-        if self._signum is not None:  # the second one: at once
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
         self._signum = signum
+        for second in SIGNALS:  # ends at once, even in the middle of a long computation that knows nothing of Python
+            signal.signal(second, signal.SIG_DFL)
         text = f"\n{signal.Signals(signum).name}: saving after this step; once more ends at once.\n"
         os.write(2, text.encode())  # print would fail if the signal came in the middle of another print
 
@@ -207,7 +206,6 @@ class ExactState(Callback):
             torch.distributed.all_gather_object(states, own)
         checkpoint["processes"] = states
         checkpoint["images_per_step"] = images_per_step(trainer, pl_module)
-        checkpoint["latest_metrics"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states until the training starts."""
@@ -226,6 +224,8 @@ class ExactState(Callback):
         checkpoint, self._restored = self._restored, None
         loop = trainer.fit_loop
         loop._restarting = False  # or a plateau schedule would miss the end of this epoch
+        if loop.restarted_on_epoch_start:
+            loop.epoch_progress.current.ready += 1  # Lightning has counted it back, and will not count it again
         ratio = checkpoint["images_per_step"] / images_per_step(trainer, pl_module)
         same_processes = len(checkpoint["processes"]) == trainer.world_size
         if loop.restarted_mid_epoch and ratio == 1 and same_processes:
@@ -234,10 +234,13 @@ class ExactState(Callback):
             if loop.restarted_mid_epoch:
                 print("The steps are not those of before: the epoch starts again from its first image.")
             loop.epoch_loop.restarting = False  # or it would take the epoch that begins for one that was finished
-            trainer.train_dataloader.load_state_dict({"epoch": trainer.current_epoch, "batches_done": 0})
+            loader = trainer.train_dataloader
+            assert loader is not None
+            loader.load_state_dict({"epoch": trainer.current_epoch, "batches_done": 0})
         if same_processes:
             restore_random_state(checkpoint["processes"][trainer.global_rank]["random"])
-        trainer.callback_metrics.update(checkpoint["latest_metrics"])
+        latest = checkpoint["metrics"].items()  # an epoch without validation goes by the one before
+        trainer.callback_metrics.update({k: torch.tensor(value) for k, value in latest if k.startswith("val_")})
         _use_settings_of_now(trainer, pl_module, checkpoint["hyper_parameters"]["lr"], ratio)
 
 
@@ -259,7 +262,7 @@ def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_befor
     """
     classifier.on_train_start()  # tells it the number of steps, on which the learning rate depends
     fresh = classifier.configure_optimizers()
-    schedule, new_schedule = trainer.lr_scheduler_configs[0].scheduler, fresh["lr_scheduler"]["scheduler"]
+    schedule, new_schedule = trainer.lr_scheduler_configs[0].scheduler, cast(Any, fresh["lr_scheduler"])["scheduler"]
     groups = trainer.optimizers[0].param_groups
     for group, new in zip(groups, fresh["optimizer"].param_groups, strict=True):
         changing = {"params", "lr"} if classifier.hparams["lr"] == lr_before else {"params"}

@@ -70,7 +70,7 @@ def test_one_message_for_a_mistake(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["scripts/prepare_data.py", *words])
     try:
-        ended = run(prepare)
+        ended: str | int | None = run(prepare)
     except SystemExit as stop:  # argparse's own way
         ended = stop.code
     assert ended == status

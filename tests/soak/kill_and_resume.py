@@ -1,0 +1,80 @@
+"""Kill a training again and again at random moments, many of them inside a save, and compare its end with a quiet one.
+
+    python tests/soak/kill_and_resume.py --kills 100
+
+Saves after every step, and the network is large and its steps are short, so that most of the time is spent in saving.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from resume_runs import differences
+
+TRAIN = Path(__file__).parent.parent.parent / "scripts" / "train.py"
+WORDS = [
+    *("--net", "mlp", "--accelerator", "cpu", "--batch_size", "16", "--augment", "flip,mixup", "--ema", "0.99"),
+    *("--max_epochs", "3", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
+]
+
+
+def start(words: list[str]) -> "subprocess.Popen[str]":
+    """Start a training that saves after every step."""
+    line = [sys.executable, str(TRAIN), "--save_every_steps", "1", *words]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def main() -> int:
+    """Do what the head of this file says.
+
+    Returns:
+        Exit status: 1 if anything is different in the end.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--folder", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    random.seed(options.seed)
+    quiet, killed = options.folder / "quiet", options.folder / "killed"
+    for folder in (quiet, killed):
+        shutil.rmtree(folder, ignore_errors=True)
+    checkpoints = killed / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    process = start([*WORDS, "--run_dir", str(quiet)])
+    assert process.wait() == 0, process.stderr.read() if process.stderr else ""
+
+    process = start([*WORDS, "--run_dir", str(killed)])
+    inside = 0
+    for kill in range(options.kills):
+        before = last.stat().st_mtime if last.exists() else 0.0
+        at_start = random.random() < 0.1  # while it still starts, or between two and a hundred steps
+        began = time.monotonic()
+        while not at_start and process.poll() is None and (last.stat().st_mtime if last.exists() else 0.0) == before:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 3 if at_start else 1))
+        if process.poll() is not None:
+            print(f"The training was over after {kill} kills.")
+            break
+        process.kill()
+        process.wait()
+        leftover = sorted(path.name for path in checkpoints.glob(".*.tmp"))
+        inside += bool(leftover)
+        print(f"kill {kill + 1}: after {time.monotonic() - began:.1f} s, left {leftover or 'nothing'}", flush=True)
+        process = start(["--resume", str(killed)])
+    assert process.wait() == 0, process.stderr.read() if process.stderr else ""
+    found = differences(quiet, killed)
+    print(f"{inside} kills were inside a save. Different in the end: {found or 'nothing'}")
+    return 1 if found or not inside else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
