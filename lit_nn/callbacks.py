@@ -2,7 +2,6 @@
 
 import csv
 import importlib.metadata
-import os
 import subprocess
 import time
 import warnings
@@ -154,9 +153,10 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Commit of the working folder, with "+changes" if something is not committed; "" outside a repository."""
+    """Commit of this project, with "+changes" if something is not committed; "" if it is in no repository."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--match="]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return done.stdout.strip()

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 
 from data_modules.base import ImageDataModule
+from lit_nn.checkpoint import read_checkpoint
 from lit_nn.choices import look_up
 from lit_nn.init import InitName, init_weights
 from lit_nn.losses import LOSSES, LossName, balanced_weights
@@ -115,6 +116,23 @@ class LitClassifier(L.LightningModule):
         self.test_metrics = StageMetrics(len(class_names))
         self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
         self.configure_optimizers()  # a wrong option is refused now, not after the data has been read
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a descriptor, which no method can match
+        cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any
+    ) -> "LitClassifier":
+        """Load a classifier as Lightning does it (in train mode), but only after the file was checked.
+
+        Args:
+            checkpoint_path: A local ``.ckpt`` file.
+            map_location: Device to load onto; None for the one it was saved from.
+            **kwargs: Arguments of the constructor that are to replace those in the checkpoint.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, or holds more than plain values.
+        """
+        read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images.
