@@ -340,6 +340,9 @@ def test_lightning_cli_continues_too(copy: Path, monkeypatch: pytest.MonkeyPatch
 def test_tensorboard_shows_a_continued_run_once(tmp_path: Path) -> None:
     words = ["--trainer.logger", "true", "--trainer.log_every_n_steps", "1", "--net", "mlp", "--save_every_steps", "2"]
     stopped_and_continued(words, tmp_path / "run", [4, 7], kill=True)
+    files = sorted((tmp_path / "run").glob("events.*"), key=lambda file: list(map(int, re.findall(r"\d+", file.name))))
+    for number, file in enumerate(files):  # TensorBoard reads them by name; of one second, number 10 is before 9
+        file.rename(file.with_name(f"events.out.tfevents.{number:03}"))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert [event.step for event in events.Scalars("train_loss_step")] == list(range(8))
 
