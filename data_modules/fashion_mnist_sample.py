@@ -21,6 +21,7 @@ class FashionMNISTSample(ImageDataModule):
     image_shape = FashionMNIST.image_shape
     mean = FashionMNIST.mean  # of the whole training set; the sample's own is 0.001 larger
     std = FashionMNIST.std
+    default_augment = FashionMNIST.default_augment
 
     def load(self, split: Split) -> Arrays | None:
         """Read the embedded images; see `ImageDataModule.load`."""

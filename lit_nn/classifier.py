@@ -88,7 +88,7 @@ class LitClassifier(L.LightningModule):
         class_weights: Literal["none", "balanced"] | list[float] = "none",
         optimizer: OptimizerName = "adamw",
         optimizer_args: dict[str, Any] | None = None,
-        lr: float = 2e-3,
+        lr: float = 3e-3,
         weight_decay: float = 0.01,
         schedule: ScheduleName = "one_cycle",
         schedule_args: dict[str, Any] | None = None,

@@ -65,7 +65,7 @@ def flags() -> list[Flag]:
         Flag("batch_size", "data.batch_size", "128", "training images per step and process"),
         Flag("augment", "data.augment", "default", 'changes to training images, joined by commas, or "none"'),
         Flag("max_epochs", "trainer.max_epochs", "20", "times that the training goes through all training images"),
-        Flag("lr", "model.lr", "0.002", "learning rate, the highest one of the schedule"),
+        Flag("lr", "model.lr", "0.003", "learning rate, the highest one of the schedule"),
         Flag("optimizer", "model.optimizer", "adamw", "sgd, momentum, nesterov, adam, adamw, rmsprop, manual_sgd"),
         Flag("weight_decay", "model.weight_decay", "0.01", "decay of the weights (not of biases and norm layers)"),
         Flag(

@@ -223,7 +223,7 @@ def test_a_finished_run_goes_on_with_more_epochs(copy: Path, capfd: pytest.Captu
     assert train(["--resume", "last", "--max_epochs", "5", "--lr", "0.01"]) == 0
     output = capfd.readouterr().out
     assert "trainer.max_epochs: from the checkpoint 3 -> now 5" in output
-    assert "model.lr: from the checkpoint 0.002 -> now 0.01" in output
+    assert "model.lr: from the checkpoint 0.003 -> now 0.01" in output
     assert rows(copy)[:3] == first
     assert [row["step"] for row in rows(copy)] == ["4", "8", "12", "16", "20"]
     config = yaml.safe_load((copy / "config.yaml").read_text())
@@ -240,7 +240,7 @@ def test_command_line_wins_over_config_file_and_that_over_the_checkpoint(
     assert train(["--config", "more.yaml", "--resume", "last", "--lr", "0.005"]) == 0
     output = capfd.readouterr().out
     assert "max_epochs: from the checkpoint 3 -> now 4" in output
-    assert "lr: from the checkpoint 0.002 -> now 0.005" in output
+    assert "lr: from the checkpoint 0.003 -> now 0.005" in output
 
 
 def test_best_is_where_a_run_can_go_back_to(copy: Path) -> None:
