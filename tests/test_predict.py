@@ -330,6 +330,9 @@ def test_speed(folder: Path, tmp_path: Path, command: Command) -> None:
         Image.fromarray(noisy(number % 100)).save(tmp_path / f"{number}.jpg")
     model = open_model(folder / "model.onnx")
     assert model.image_shape == (1, 28, 28)
-    start = time.perf_counter()
-    assert command("scripts/predict.py", folder / "model.onnx", tmp_path).returncode == 0
-    assert 10_000 / (time.perf_counter() - start) >= 3000
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert command("scripts/predict.py", folder / "model.onnx", tmp_path).returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert 10_000 / sorted(seconds)[1] >= 3000
