@@ -10,22 +10,19 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from measure import machine, medians, table, take_turns
 from torch import Tensor
 
-from data_modules.augment import Augment
+from data_modules.augment import Augment, Draws
 from data_modules.batches import BatchLoader
 
 BATCH, IMAGES, CLASSES = 512, 50_000, 10
@@ -41,18 +38,6 @@ described = time.perf_counter()
 next(iter(data.train_dataloader()))
 print(len(data.split("train")[1]), imported - began, described - imported, time.perf_counter() - began)
 """
-
-
-def alternating_medians(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each job over rounds in which all take turns, after a warm-up of one round."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for round_number in range(rounds + 1):
-        for name, job in jobs.items():
-            began = time.perf_counter()
-            job()
-            if round_number:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 class Pictures(torch.utils.data.Dataset[Any]):
@@ -100,50 +85,48 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="pictures to decode, laid out for --data image_folder")
     parser.add_argument("--rounds", type=int, default=30, help="how often each batch job is measured")
     options = parser.parse_args()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision", "pillow"))
-    processor = platform.processor() or platform.machine()
-    machine = f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
-    table = Table("what", "median", "n", title=f"{machine}\nPython {platform.python_version()}, {versions}")
+    pillow = f"pillow {importlib.metadata.version('pillow')}"
+    rows: list[tuple[str, str, str]] = []
 
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
     loader = BatchLoader(images, labels, torch.arange(IMAGES), BATCH, shuffle=True)
     batches = iter(loader)
-    augment = Augment("flip,translate")
+    augment, draws = Augment("flip,translate"), Draws(generator)
     batch = next(batches)
 
     jobs: dict[str, Callable[[], object]] = {
         f"cut a batch of {BATCH} x 3 x 32 x 32": lambda: next(batches),
-        "augment it: flip, translate": lambda: augment(*batch, CLASSES, generator),
+        "augment it: flip, translate": lambda: augment(*batch, CLASSES, draws),
     }
     if importlib.util.find_spec("kornia"):
         kornia_augment = kornia_augmentation()
         jobs["the same with kornia " + importlib.metadata.version("kornia")] = lambda: kornia_augment(batch[0])
-    for name, seconds in alternating_medians(jobs, min(options.rounds, len(loader) - 2)).items():
-        table.add_row(name, f"{1000 * seconds:.2f} ms", str(options.rounds))
+    for name, seconds in medians(take_turns(jobs, min(options.rounds, len(loader) - 2))).items():
+        rows.append((name, f"{1000 * seconds:.2f} ms", str(options.rounds)))
 
     def epoch() -> None:
         for cut in loader:
-            augment(*cut, CLASSES, generator)
+            augment(*cut, CLASSES, draws)
 
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
 
     def normalised_epoch() -> None:
         for cut in loader:
-            changed, _ = augment(*cut, CLASSES, generator)
-            (changed.float() / 255 - mean) / std  # as the classifier's forward does
+            changed, _ = augment(*cut, CLASSES, draws)
+            (changed.float() / 255).sub_(mean).div_(std)  # as the classifier's forward does
 
     part = 40 * BATCH  # of the slow way a part is enough
     usual = torch.utils.data.DataLoader(
         Pictures(images[:part], labels[:part]), BATCH, shuffle=True, num_workers=2, persistent_workers=True
     )
-    rates = alternating_medians({"ours": epoch, "normalised": normalised_epoch, "usual": lambda: list(usual)}, 5)
+    rates = medians(take_turns({"ours": epoch, "normalised": normalised_epoch, "usual": lambda: list(usual)}, 5))
     usual_rate = part / rates.pop("usual")
-    table.add_row("images a second: DataLoader, 2 workers, torchvision transforms", f"{usual_rate:,.0f}", "5")
+    rows.append(("images a second: DataLoader, 2 workers, torchvision transforms", f"{usual_rate:,.0f}", "5"))
     for name, what in [("ours", "cut and augment"), ("normalised", "cut, augment, normalise")]:
         rate = len(loader) * BATCH / rates[name]
-        table.add_row(f"images a second: {what}", f"{rate:,.0f} = {rate / usual_rate:.1f} times", "5")
+        rows.append((f"images a second: {what}", f"{rate:,.0f} = {rate / usual_rate:.1f} times", "5"))
 
     if options.folder:
         first, second = [], []
@@ -152,11 +135,12 @@ def main() -> None:
                 count, _, making, _ = starts(options.folder, cache)
                 first.append(count / making)
                 second += [starts(options.folder, cache)[1:] for _ in range(2)]
-        table.add_row("pictures decoded a second, everything included", f"{statistics.median(first):,.0f}", "3")
+        rows.append(("pictures decoded a second, everything included", f"{statistics.median(first):,.0f}", "3"))
         importing, making, total = (statistics.median(column) for column in zip(*second, strict=True))
-        table.add_row("second start until the first batch", f"{total:.2f} s", "6")
-        table.add_row("of which imports / listing and opening", f"{importing:.2f} s / {making:.2f} s", "6")
-    Console().print(table)
+        rows.append(("second start until the first batch", f"{total:.2f} s", "6"))
+        rows.append(("of which imports / listing and opening", f"{importing:.2f} s / {making:.2f} s", "6"))
+    print(f"## The way of a batch\n\n`python benchmarks/data_path.py`, alternating; {machine()}, {pillow}.\n")
+    print(table(("what", "median", "n"), rows))
 
 
 if __name__ == "__main__":

@@ -11,23 +11,48 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 
+class Draws:
+    """Random numbers for the images of a batch, which an image gets whatever process it is on.
+
+    Of a batch that several processes share, each draws for all images and keeps what is for its own.
+
+    Args:
+        generator: Where the numbers come from, a CPU generator in the same state on all processes.
+        rank: Number of this process; it has the images rank, rank + world_size, ... of the whole batch.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, generator: Generator, rank: int = 0, world_size: int = 1) -> None:
+        self.generator, self.rank, self.world_size = generator, rank, world_size
+
+    def rand(self, *size: int) -> Tensor:
+        """Floats drawn evenly from 0 to 1, of the given size, whose last dimension counts the images."""
+        numbers = torch.rand(*size[:-1], size[-1] * self.world_size, generator=self.generator)
+        return numbers[..., self.rank :: self.world_size]
+
+    def randint(self, high: int, batch: int) -> Tensor:
+        """A whole number drawn from 0 to high - 1 for each image, int64 (B,)."""
+        numbers = torch.randint(high, (batch * self.world_size,), generator=self.generator)
+        return numbers[self.rank :: self.world_size]
+
+
 def _flipped(images: Tensor, chosen: Tensor) -> Tensor:
     """Mirror the chosen images (bool (B,)) left to right."""
     rows = chosen.nonzero().squeeze(1)
     return images.index_copy(0, rows, images.index_select(0, rows).flip(3))
 
 
-def flip(images: Tensor, generator: Generator) -> Tensor:
+def flip(images: Tensor, draws: Draws) -> Tensor:
     """Mirror every other image left to right, by chance.
 
     Args:
         images: uint8 (B, C, H, W).
-        generator: Where the draws come from.
+        draws: Where chance comes from.
 
     Returns:
         uint8 (B, C, H, W).
     """
-    return _flipped(images, (torch.rand(len(images), generator=generator) < 0.5).to(images.device))
+    return _flipped(images, (draws.rand(len(images)) < 0.5).to(images.device))
 
 
 def flip_alternating(images: Tensor, epoch: int) -> Tensor:
@@ -48,14 +73,14 @@ def flip_alternating(images: Tensor, epoch: int) -> Tensor:
     return _flipped(images, byte_sums % 2 == epoch % 2)
 
 
-def translate(images: Tensor, generator: Generator) -> Tensor:
+def translate(images: Tensor, draws: Draws) -> Tensor:
     """Shift each image by up to a sixteenth of its sides (2 pixels of 28 or 32, 14 of 224), and mirror what is missing.
 
     This is the usual padding and random crop. Mirrored edges show no black bars, which no test image has.
 
     Args:
         images: uint8 (B, C, H, W).
-        generator: Where the draws come from.
+        draws: Where chance comes from.
 
     Returns:
         uint8 (B, C, H, W).
@@ -64,8 +89,8 @@ def translate(images: Tensor, generator: Generator) -> Tensor:
     up, left = round(height / 16), round(width / 16)
     padded = F.pad(images, (left, left, up, up), mode="reflect")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 up + 1, 2 left + 1, H, W), a view
-    y = torch.randint(2 * up + 1, (batch,), generator=generator).to(images.device)
-    x = torch.randint(2 * left + 1, (batch,), generator=generator).to(images.device)
+    y = draws.randint(2 * up + 1, batch).to(images.device)
+    x = draws.randint(2 * left + 1, batch).to(images.device)
     return windows[torch.arange(batch, device=images.device), :, y, x]
 
 
@@ -80,15 +105,15 @@ def _boxes(top: Tensor, left: Tensor, box_height: Tensor, box_width: Tensor, ima
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
 
 
-def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, generator: Generator) -> Tensor:
+def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, draws: Draws) -> Tensor:
     """Boxes of the given sizes (B,) whose centres are drawn evenly from each image, bool (B, 1, H, W)."""
     batch, (height, width) = len(images), images.shape[2:]
-    centre_y = torch.randint(height, (batch,), generator=generator)
-    centre_x = torch.randint(width, (batch,), generator=generator)
+    centre_y = draws.randint(height, batch)
+    centre_x = draws.randint(width, batch)
     return _boxes(centre_y - box_height // 2, centre_x - box_width // 2, box_height, box_width, images)
 
 
-def cutout(images: Tensor, generator: Generator) -> Tensor:
+def cutout(images: Tensor, draws: Draws) -> Tensor:
     """Paint a rectangle of half the image's sides, centred anywhere, with the image's own mean colour.
 
     From T. DeVries and G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017): 16
@@ -96,53 +121,54 @@ def cutout(images: Tensor, generator: Generator) -> Tensor:
 
     Args:
         images: uint8 (B, C, H, W).
-        generator: Where the draws come from.
+        draws: Where chance comes from.
 
     Returns:
         uint8 (B, C, H, W).
     """
     size = torch.tensor(images.shape[2:]).expand(len(images), 2) // 2  # (B, 2)
     colour = images.float().mean((2, 3), keepdim=True).to(torch.uint8)  # (B, C, 1, 1)
-    return torch.where(_random_boxes(images, size[:, 0], size[:, 1], generator), colour, images)
+    return torch.where(_random_boxes(images, size[:, 0], size[:, 1], draws), colour, images)
 
 
-def brightness_contrast(images: Tensor, generator: Generator) -> Tensor:
+def brightness_contrast(images: Tensor, draws: Draws) -> Tensor:
     """Multiply each image's contrast by 0.8 to 1.2 and move its brightness by up to a fifth of the range.
 
     Args:
         images: uint8 (B, C, H, W).
-        generator: Where the draws come from.
+        draws: Where chance comes from.
 
     Returns:
         uint8 (B, C, H, W).
     """
-    contrast, brightness = 0.4 * torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device) - 0.2
+    contrast, brightness = 0.4 * draws.rand(2, len(images))[..., None, None, None].to(images.device) - 0.2
     pixels = images.float()
     # (pixels - mean) * (1 + contrast) + mean + 255 brightness, in fewer passes over the pixels
     offset = 255 * brightness - contrast * pixels.mean((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
     return pixels.mul_(1 + contrast).add_(offset).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def mixup(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def mixup(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Fade each image and its target into its neighbour's, in a proportion drawn evenly from 0 to 1.
 
     From H. Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), with alpha = 1 as there for CIFAR-10. The
-    batch is in random order already, so the neighbour is as good a partner as any.
+    batch is in random order already, so the neighbour is as good a partner as any. Of several processes each looks for
+    neighbours among its own images.
 
     Args:
         images: uint8 (B, C, H, W).
         targets: Class probabilities, float (B, K).
-        generator: Where the draws come from.
+        draws: Where chance comes from.
 
     Returns:
         Mixed uint8 images (B, C, H, W) and float targets (B, K).
     """
-    share = torch.rand(len(images), generator=generator).to(images.device)  # (B,) of the neighbour
+    share = draws.rand(len(images)).to(images.device)  # (B,) of the neighbour
     images = torch.lerp(images.float(), images.roll(1, 0).float(), share[:, None, None, None]).round().to(torch.uint8)
     return images, torch.lerp(targets, targets.roll(1, 0), share[:, None])
 
 
-def cutmix(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def cutmix(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Paste a rectangle of each image's neighbour into it, and give the neighbour's target the share of its area.
 
     From S. Yun et al., "CutMix" (2019), with alpha = 1 as there: before the rectangle is cut at the image's edges, its
@@ -151,26 +177,26 @@ def cutmix(images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tenso
     Args:
         images: uint8 (B, C, H, W).
         targets: Class probabilities, float (B, K).
-        generator: Where the draws come from.
+        draws: Where chance comes from.
 
     Returns:
         Mixed uint8 images (B, C, H, W) and float targets (B, K).
     """
-    side = torch.rand(len(images), generator=generator).sqrt()  # (B,) as a share of the image's sides
+    side = draws.rand(len(images)).sqrt()  # (B,) as a share of the image's sides
     height, width = images.shape[2:]
-    box = _random_boxes(images, (side * height).round().long(), (side * width).round().long(), generator)
+    box = _random_boxes(images, (side * height).round().long(), (side * width).round().long(), draws)
     share = box.float().mean((1, 2, 3))  # (B,)
     return torch.where(box, images.roll(1, 0), images), torch.lerp(targets, targets.roll(1, 0), share[:, None])
 
 
 # In the order in which they are applied, whatever the order in which they were named: mixing comes last.
-_ONE_IMAGE: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+_ONE_IMAGE: dict[str, Callable[[Tensor, Draws], Tensor]] = {
     "flip": flip,
     "translate": translate,
     "brightness_contrast": brightness_contrast,
     "cutout": cutout,
 }
-_MIXING: dict[str, Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]] = {"cutmix": cutmix, "mixup": mixup}
+_MIXING: dict[str, Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]] = {"cutmix": cutmix, "mixup": mixup}
 AUGMENTATIONS = ["flip_alternating", *_ONE_IMAGE, *_MIXING]
 """Every name that `Augment` knows, in the order in which they are applied."""
 
@@ -200,7 +226,7 @@ class Augment:
         self.names = [name for name in AUGMENTATIONS if name in wanted]
 
     def __call__(
-        self, images: Tensor, labels: Tensor, num_classes: int, generator: Generator, epoch: int = 0
+        self, images: Tensor, labels: Tensor, num_classes: int, draws: Draws, epoch: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Augment one batch; the given tensors stay as they are.
 
@@ -208,7 +234,7 @@ class Augment:
             images: uint8 (B, C, H, W), on any device.
             labels: int64 (B,), on the same device.
             num_classes: K, the number of classes.
-            generator: Where all draws come from, a CPU generator.
+            draws: Where chance comes from.
             epoch: Number of the epoch, which only ``flip_alternating`` looks at.
 
         Returns:
@@ -219,9 +245,9 @@ class Augment:
             images = flip_alternating(images, epoch)
         for name, one_image in _ONE_IMAGE.items():
             if name in self.names:
-                images = one_image(images, generator)
+                images = one_image(images, draws)
         mixing = [mix for name, mix in _MIXING.items() if name in self.names]
         targets = F.one_hot(labels, num_classes).float() if mixing else labels  # (B, K) or (B,)
         for mix in mixing:
-            images, targets = mix(images, targets, generator)
+            images, targets = mix(images, targets, draws)
         return images, targets

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from data_modules.augment import Augment
+from data_modules.augment import Augment, Draws
 from data_modules.batches import Batch, BatchLoader, seeded_generator, stratified_split
 
 Arrays = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W) and int64 labels (N,)
@@ -203,5 +203,6 @@ class ImageDataModule(L.LightningDataModule):
             return batch
         assert self._train_loader is not None
         epoch = self._train_loader.epoch
-        generator = seeded_generator(self.seed, epoch, self._train_loader.batches_done, self.trainer.global_rank)
-        return self.augment(*batch, len(self.class_names), generator, epoch)
+        generator = seeded_generator(self.seed, epoch, self._train_loader.batches_done, 0)
+        draws = Draws(generator, self.trainer.global_rank, self.trainer.world_size)
+        return self.augment(*batch, len(self.class_names), draws, epoch)

@@ -1,10 +1,12 @@
 """What runs beside the Trainer: progress bar, table of metrics, TensorBoard pictures, facts in checkpoints."""
 
+import contextlib
 import csv
 import importlib.metadata
 import subprocess
 import time
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,21 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_nn.checkpoint import CHECKPOINT_FORMAT
 from lit_nn.classifier import LitClassifier
+
+STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
 
 
 class ProgressBar(TQDMProgressBar):
@@ -50,6 +63,27 @@ class ProgressBar(TQDMProgressBar):
             if name in trainer.callback_metrics
         }
         return {**self._recent, **validated}
+
+
+class NoProfiler(PassThroughProfiler):
+    """Measures nothing and costs nothing: Lightning's own default builds a context for every hook of every step."""
+
+    _nothing = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """The context in which an action is run: none."""
+        return self._nothing
+
+
+def skip_idle_hooks(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Keep the Trainer from calling hooks that do nothing, several dozen at every step.
+
+    It leaves out a hook that is not callable; so those of a step that a class does not define are set to None.
+    """
+    for owner, base in [*((callback, Callback) for callback in trainer.callbacks), (pl_module, L.LightningModule)]:  # type: ignore[attr-defined]
+        for hook in STEP_HOOKS:
+            if getattr(type(owner), hook) is getattr(base, hook):
+                setattr(owner, hook, None)
 
 
 class MetricsCSV(Callback):
@@ -111,6 +145,8 @@ class TensorBoardPictures(Callback):
         rows = indices[sample_rows(labels[indices])]
         names = pl_module.hparams["class_names"]
         logger.experiment.add_figure("train/samples", sample_sheet(images[rows], labels[rows], names))
+        if isinstance(trainer.strategy, FSDPStrategy):
+            return  # each process has but a part of the weights
         self._add_graph(logger, pl_module, images.shape[-2:])
 
     def _add_graph(self, logger: TensorBoardLogger, classifier: LitClassifier, image_size: torch.Size) -> None:
@@ -125,6 +161,15 @@ class TensorBoardPictures(Callback):
                 print(f"TensorBoard gets no graph of this network: {error}")
             finally:
                 net.train()
+
+
+class Compile(Callback):
+    """Compiles the network in place, so the names of its weights stay: a checkpoint does not know of it."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask for it; TensorBoard's graph, which cannot be drawn of a compiled network, has been drawn by now."""
+        assert isinstance(pl_module, LitClassifier)
+        pl_module.net.compile()
 
 
 class RunFacts(Callback):

@@ -64,6 +64,10 @@ class LitClassifier(L.LightningModule):
         weight_decay: Decay of weight matrices and kernels; biases and normalisation layers are not decayed.
         schedule: How the learning rate changes during the training.
         schedule_args: Further arguments of the schedule.
+        channels_last: Keep kernels and activations in the order (B, H, W, C), which convolutions with many channels
+            compute faster, most of all with bf16; networks that call ``view`` on an activation cannot work with it.
+        flip_in_eval: Outside of training, give the mean logits of each picture and its mirror image: more accurate
+            where left and right do not matter, at twice the cost. What is exported does it too.
 
     Raises:
         ValueError: If a name is unknown or an argument does not fit; the message names what is allowed.
@@ -92,6 +96,8 @@ class LitClassifier(L.LightningModule):
         weight_decay: float = 0.01,
         schedule: ScheduleName = "one_cycle",
         schedule_args: dict[str, Any] | None = None,
+        channels_last: bool = False,
+        flip_in_eval: bool = False,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
@@ -101,6 +107,8 @@ class LitClassifier(L.LightningModule):
         init_weights(self.net, init)
         # A reloaded network gets its weights from the checkpoint: pretrained ones are not to be fetched again.
         net_args = getattr(self.net, "rebuild_args", net_args)
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
         look_up(LOSSES, loss, "loss")
         self.save_hyperparameters()
 
@@ -115,6 +123,7 @@ class LitClassifier(L.LightningModule):
         self.val_metrics = StageMetrics(len(class_names))
         self.test_metrics = StageMetrics(len(class_names))
         self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
+        self.decayed = [param.ndim > 1 for param in self.parameters()]  # kept, for FSDP makes all of them flat
         self.configure_optimizers()  # a wrong option is refused now, not after the data has been read
 
     @classmethod
@@ -146,7 +155,11 @@ class LitClassifier(L.LightningModule):
         x = images.to(self.mean.dtype) / 255  # (B, C, H, W) in [0, 1]
         if self.net_size is not None and x.shape[-2:] != self.net_size:
             x = fit_to(x, self.net_size)  # (B, C, *net_size)
-        return self.net((x - self.mean) / self.std)  # (B, num_classes)
+        x.sub_(self.mean).div_(self.std)  # in place: a new tensor for each step would cost more than the arithmetic
+        logits = self.net(x)  # (B, num_classes)
+        if self.hparams["flip_in_eval"] and not self.training:
+            logits = (logits + self.net(x.flip(3))) / 2
+        return logits
 
     def predict(self, images: Any, top_k: int = 1) -> list[Prediction]:
         """Classify pictures, in eval mode and without gradients whatever mode the classifier is in.
@@ -166,7 +179,9 @@ class LitClassifier(L.LightningModule):
         """Loss of one training batch, ()."""
         loss = self._step(batch, self.train_metrics)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log("train_loss_step", loss)  # at intervals only: self.log costs as much as a small network's step
+            # at intervals only: self.log costs as much as a small network's step
+            self.log("train_loss_step", loss)
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -179,18 +194,23 @@ class LitClassifier(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probability of each class, (B, num_classes)."""
-        return self(batch[0]).softmax(1)
+        images = batch[0]  # (B, C, H, W)
+        count = len(images)  # 0 in a distributed run, maybe: see _step
+        return self(images if count else images.new_zeros(1, *images.shape[1:]))[:count].softmax(1)
 
     def _step(self, batch: Batch, metrics: StageMetrics) -> Tensor:
         images, labels = batch  # uint8 (B, C, H, W), int64 (B,) or float (B, num_classes)
+        if not len(
+            labels
+        ):  # as the last batch of a process may be, in a distributed evaluation; not all layers take it
+            return self(images.new_zeros(1, *images.shape[1:])).sum()  # but FSDP needs every process to go forward
         logits = self(images)  # (B, num_classes)
         if self.training:
             smoothing, weights = self.hparams["label_smoothing"], self.class_weights
         else:  # smoothing and weights are means to train: validation and test report the plain loss
             smoothing, weights = 0.0, None
         loss = LOSSES[self.hparams["loss"]](logits, labels, smoothing, weights)  # ()
-        if len(labels):  # in a distributed evaluation the last batch of a process may be empty
-            metrics.update(loss, logits, labels)
+        metrics.update(loss, logits, labels)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -229,7 +249,7 @@ class LitClassifier(L.LightningModule):
         hparams = self.hparams
         options = hparams["optimizer_args"] or {}
         optimizer = build_optimizer(
-            hparams["optimizer"], self.parameters(), hparams["lr"], hparams["weight_decay"], **options
+            hparams["optimizer"], self.parameters(), hparams["lr"], hparams["weight_decay"], self.decayed, **options
         )
         # A function of the progress holds no number of steps, so a resumed run may be made longer.
         schedule = build_schedule(

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import functools
 import inspect
 import json
 import logging
@@ -18,20 +19,35 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from data_modules import DATA_MODULES, ImageDataModule
-from lit_nn.callbacks import MetricsCSV, ProgressBar, RunFacts, TensorBoardPictures, git_commit, versions
+from lit_nn import distributed
+from lit_nn.callbacks import (
+    Compile,
+    MetricsCSV,
+    NoProfiler,
+    ProgressBar,
+    RunFacts,
+    TensorBoardPictures,
+    git_commit,
+    skip_idle_hooks,
+    versions,
+)
 from lit_nn.checkpoint import SafeCheckpointIO, check_network, load_classifier, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.flags import UsageError, flags, nearest, to_dotted
 from lit_nn.resume import EMA, Checkpoints, ExactState, NothingToDo, TrainingError
 from lit_nn.transfer import init_from
+from lit_nn.tune import TUNED, tune
 
+FSDP_UNIT = 10_000_000  # parameters of a part of a network that FSDP gathers only while it is needed
 DESCRIPTION = ("class_names", "image_shape", "mean", "std")  # what the data set tells the classifier
 TRUSTED = ("lightning", "torch", "torchmetrics", "lit_nn", "data_modules")  # packages that a YAML file may name
 
@@ -53,6 +69,12 @@ class LitCLI(LightningCLI):
 
     def __init__(self, argv: Sequence[str]) -> None:
         quieten()
+        try:
+            self.launcher = distributed.launcher()
+        except RuntimeError as error:
+            raise UsageError(str(error)) from error
+        distributed.join(self.launcher)
+        distributed.wait_for_first()
         words = to_dotted(argv)
         self.run_dir: Path | None = None  # stays None where nothing is written
         self.continued: dict[str, Any] | None = None  # the checkpoint that a run goes on from
@@ -109,10 +131,12 @@ class LitCLI(LightningCLI):
         """Build data module, classifier and Trainer."""
         if self.subcommand == "fit":
             self.run_dir = run_folder(self.settings, self.continued_dir)
+            self._check_tune()
         elif not self.settings.ckpt_path:
             raise UsageError(f"{self.subcommand} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
         try:
             super().instantiate_classes()
+            self._check_processes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             hint = "" if "backend" not in str(error) else "; --accelerator cpu and --accelerator auto work everywhere"
             raise UsageError(f"{str(error).rstrip('.!')}{hint}") from error
@@ -123,6 +147,45 @@ class LitCLI(LightningCLI):
                     f"the checkpoint knows the classes {self.model.hparams['class_names']}, "
                     f"the data set has {list(self.datamodule.class_names)}; choose the data set with --data"
                 )
+        distributed.join(getattr(self.trainer.strategy, "cluster_environment", None))
+        if self.subcommand != "fit":
+            distributed.go()
+
+    def _check_tune(self) -> None:
+        what = self.settings.tune
+        if what is not None and what not in TUNED:
+            raise UsageError(f"--tune is '{what}'.{nearest(what, TUNED)} Allowed: {', '.join(TUNED)}")
+        if what is not None and (self.run_dir is None or self.continued is not None):
+            raise UsageError("--tune is for the start of a run, not for --resume or --fast_dev_run")
+
+    def _tune(self, what: str, folder: Path) -> None:
+        plot = folder / "lr_find.png"
+        value = tune(what, self.model, self.datamodule, self.trainer, plot)
+        if what == "lr":
+            self.model.hparams["lr"] = self.settings.model.lr = value
+        else:
+            self.datamodule.batch_size = self.settings.data.init_args.batch_size = int(value)
+        self.run_facts.settings = self.plain_config()
+        print(f"--tune {what}: {value:g}" + (f" ({plot})" if what == "lr" else ""))
+
+    def _check_processes(self) -> None:
+        """Raises ValueError if several processes cannot do what is asked for."""
+        trainer, strategy, options = self.trainer, self.trainer.strategy, self.settings.trainer
+        if isinstance(strategy, ParallelStrategy) and strategy.cluster_environment is not None:
+            strategy.cluster_environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+        if options.sync_batchnorm and trainer.world_size > 1 and strategy.root_device.type == "cpu":
+            raise ValueError("--sync_batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
+        if isinstance(strategy, FSDPStrategy) and self.settings.get("ema") is not None:
+            raise ValueError("--ema cannot average weights that --strategy fsdp has spread over the processes")
+        if (
+            isinstance(strategy, FSDPStrategy)
+            and options.gradient_clip_val
+            and trainer.gradient_clip_algorithm != "value"
+        ):
+            raise ValueError(
+                "--clip_grad cannot have the norm of a gradient that --strategy fsdp has spread over the "
+                "processes; add --trainer.gradient_clip_algorithm value to clip each of its numbers"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer; when it fits, with what writes into the run folder."""
@@ -132,9 +195,20 @@ class LitCLI(LightningCLI):
             callbacks.append(ProgressBar())
         if self.subcommand == "fit" and self.settings.ema is not None:
             callbacks.append(EMA(decay=self.settings.ema))
+        if self.subcommand == "fit" and self.settings.compile:
+            callbacks.append(Compile())
         if self.subcommand == "fit" and self.settings.early_stopping is not None:
             callbacks.append(EarlyStopping("val_loss", patience=self.settings.early_stopping))
         kwargs["plugins"] = [*(given["plugins"] or []), SafeCheckpointIO()]
+        if given["profiler"] is None:
+            kwargs["profiler"] = NoProfiler()
+        if self.launcher:
+            kwargs["plugins"].append(self.launcher)
+            defaults = {"devices": "auto", "num_nodes": 1}  # where nothing else is said, as many as were started
+            kwargs |= {name: n for name, n in distributed.launched().items() if given[name] == defaults[name]}
+        if given["strategy"] == "fsdp":
+            policy = functools.partial(size_based_auto_wrap_policy, min_num_params=FSDP_UNIT)
+            kwargs["strategy"] = FSDPStrategy(auto_wrap_policy=policy, sync_module_states=True)
         if self.run_dir is None:
             kwargs |= {"logger": False, "enable_checkpointing": False}
         else:
@@ -144,15 +218,16 @@ class LitCLI(LightningCLI):
                 kwargs["logger"] = TensorBoardLogger(
                     self.run_dir, name="", version="", default_hp_metric=False, purge_step=again
                 )
-                callbacks += [TensorBoardPictures(), LearningRateMonitor("step")]
+                callbacks.append(TensorBoardPictures())
             self.checkpoints = Checkpoints(
                 self.run_dir / "checkpoints", self.settings.save_every_steps, self.settings.save_every_minutes
             )
+            self.run_facts = RunFacts(self.plain_config())
             callbacks += [
                 self.checkpoints,
                 ExactState(),
                 MetricsCSV(self.run_dir / "metrics.csv"),
-                RunFacts(self.plain_config()),
+                self.run_facts,
             ]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
@@ -172,6 +247,9 @@ class LitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say what will be trained and what is different in a continued run, write down the configuration."""
+        if self.settings.tune is not None and self.run_dir is not None:
+            self._tune(self.settings.tune, self.run_dir)
+        skip_idle_hooks(self.trainer, self.model)
         if self.continued is not None:
             self._check_continued(self.continued)
         elif self.settings.init_from:
@@ -190,6 +268,7 @@ class LitCLI(LightningCLI):
                 copy_run(self.continued_dir, self.run_dir)
             config = yaml.safe_dump(self.plain_config(), sort_keys=False)
             (self.run_dir / "config.yaml").write_text(config, encoding="utf-8")
+        distributed.go()
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a loss that is no number any more ends it with what is needed to find out why."""
@@ -215,6 +294,8 @@ class LitCLI(LightningCLI):
                 f"cannot become {now['net']} for {len(now['class_names'])} classes{f' ({misfit})' if misfit else ''}; "
                 "start a new run, with --init_from to take over what fits"
             )
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            self._check_fsdp_continues(checkpoint)
         for name in ("optimizer", "schedule"):
             kinds = {before.get(name), now[name]}
             if len(kinds) > 1 and (name == "optimizer" or "plateau" in kinds):
@@ -237,6 +318,17 @@ class LitCLI(LightningCLI):
                 )
             self.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
 
+    def _check_fsdp_continues(self, checkpoint: dict[str, Any]) -> None:
+        """FSDP numbers the parameters of an optimizer in the order of the layers, the others in that of its groups."""
+        trained = [number for number, parameter in enumerate(self.model.parameters()) if parameter.requires_grad]
+        expected = sorted(trained, key=lambda number: not self.model.decayed[number])
+        groups = checkpoint["optimizer_states"][0]["param_groups"]
+        if [number for group in groups for number in group["params"]] != expected:
+            raise UsageError(
+                "--strategy fsdp cannot use the optimizer's state in the checkpoint of another strategy; go on with "
+                "that one, or start a new run, with --init_from to take over the weights"
+            )
+
     def _has_result(self, epochs: int) -> bool:
         """Whether everything is there that a run of so many epochs writes when it ends."""
         return True
@@ -249,7 +341,9 @@ class LitCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict the test images; predictions.csv in --run_dir (default: here) gets a row for each."""
         batches = cast(list[torch.Tensor], self.trainer.predict(**kwargs))
-        probabilities = torch.cat(batches)  # (N, num_classes)
+        probabilities = distributed.interleave(torch.cat(batches))  # (N, num_classes)
+        if not self.trainer.is_global_zero:
+            return
         best = probabilities.max(1)
         names = self.model.hparams["class_names"]
         path = Path(self.settings.run_dir or ".") / "predictions.csv"
@@ -273,12 +367,15 @@ class TrainCLI(LitCLI):
         """Test, write the result, say what came out and what to type next."""
         trainer = self.trainer
         if self.run_dir is None:
-            trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-            print("fast_dev_run: one batch of training, validation and test went through.")
+            fresh = LitClassifier(**self.model.hparams)  # FSDP has taken the trained one apart
+            trainer.test(fresh, datamodule=self.datamodule, verbose=False)
+            if trainer.is_global_zero:
+                print("fast_dev_run: one batch of training, validation and test went through.")
             return
         seconds, epochs = self.checkpoints.seconds, trainer.current_epoch
         best = self.run_dir / "checkpoints" / "best.ckpt"
-        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        self.model = load_classifier(best)
+        trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if not trainer.is_global_zero:
             return
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -423,7 +520,7 @@ def continue_from(
     """
     to_run = ["--run_dir", str(run_dir)] if run_dir else []
     if path is None or checkpoint is None:
-        print(f"{run_dir} has no checkpoint yet: it starts again.")
+        rank_zero_only(print)(f"{run_dir} has no checkpoint yet: it starts again.")
         return ["fit", "--config", f"{run_dir}/config.yaml", *to_run, *without("--ckpt_path", words[1:])]
     file = folder / "settings.yaml"
     try:
@@ -568,9 +665,18 @@ def explain(message: str, options: Sequence[str]) -> str:
 
 def quieten() -> None:
     """Keep adverts and warnings that say nothing about the run off the terminal."""
-    noise = ("💡 Tip", "TPU available", "Restoring states", "Restored all states", "Loaded model weights")
+    noise = (
+        "💡 Tip",
+        "TPU available",
+        "Restoring states",
+        "Restored all states",
+        "Loaded model weights",
+        "`weights_only`",
+    )
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))
+        if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+            logging.getLogger(name).setLevel(logging.WARNING)
     harmless = ("is smaller than the logging interval", "treespec, LeafSpec", "callbacks used to create the checkpoint")
     for message in harmless:
         warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -4,12 +4,14 @@ Nothing here imports torch or lightning.
 """
 
 import argparse
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from lit_nn import distributed
 from lit_nn.flags import UsageError, help_text, nearest
 
 
@@ -34,11 +36,16 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(f"{message}.{hint} All options: {self.prog} --help")
 
 
+def brief(error: Exception) -> str:
+    """The first line of what an error says; its kind if it says nothing."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
 def run(command: Callable[[], None]) -> int:
     """Run a command; whatever a user can cause ends in one message instead of a traceback.
 
     Such errors are an OSError, or say themselves with which ``exit_status`` they end the command: 2 if what was typed
-    cannot be done, 1 for anything else.
+    cannot be done, 1 for anything else. Of several processes of one run, one prints the message and all end.
 
     Args:
         command: What to do.
@@ -48,53 +55,52 @@ def run(command: Callable[[], None]) -> int:
     """
     if os.environ.get("LIT_NN_DEBUG") == "1":
         command()
-        return 0
+        return distributed.end(0)
     try:
         command()
     except BrokenPipeError:  # whoever read the output has seen enough: "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return distributed.end(1)
     except Exception as error:
         status = getattr(error, "exit_status", 1 if isinstance(error, OSError) else None)
         if status is None:
-            raise
-        print(f"error: {error}" if status in (1, 2) else error, file=sys.stderr)
-        return int(status)
-    return 0
+            return distributed.crash(error)
+        return distributed.end(int(status), f"error: {error}" if status in (1, 2) else str(error))
+    return distributed.end(0)
 
 
-def train(argv: Sequence[str] | None = None) -> int:
-    """Train a classifier, then test its best checkpoint: ``python scripts/train.py``.
+def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
+    """Make the ``main`` of a program out of a function that takes the words of a command line; a decorator.
 
     Args:
-        argv: Words of the command line; those of this process if None.
+        main: What to do.
 
     Returns:
-        Exit status.
+        A function that takes the words, or those of this process if it is given none, and returns the exit status; see
+        `run`.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+
+    @functools.wraps(main)
+    def program(argv: Sequence[str] | None = None) -> int:
+        return run(lambda: main(sys.argv[1:] if argv is None else list(argv)))
+
+    return program
+
+
+@command
+def train(words: list[str]) -> None:
+    """Train a classifier, then test its best checkpoint: ``python scripts/train.py``."""
     if words in (["--help"], ["-h"]):
         print(help_text("python scripts/train.py", "Train an image classifier, then test its best checkpoint."))
-        return 0
+        return
+    from lit_nn.cli import TrainCLI  # only now: it imports lightning, which takes seconds
 
-    def command() -> None:
-        from lit_nn.cli import TrainCLI  # only now: it imports lightning, which takes seconds
-
-        TrainCLI(["fit", *words])
-
-    return run(command)
+    TrainCLI(["fit", *words])
 
 
-def lightning_cli() -> int:
-    """Run the subcommand of the LightningCLI that the command line names: ``python -m lit_nn``, ``lit-nn``.
+@command
+def lightning_cli(words: list[str]) -> None:
+    """Run the subcommand of the LightningCLI that the command line names: ``python -m lit_nn``, ``lit-nn``."""
+    from lit_nn.cli import LitCLI
 
-    Returns:
-        Exit status.
-    """
-
-    def command() -> None:
-        from lit_nn.cli import LitCLI
-
-        LitCLI(sys.argv[1:])
-
-    return run(command)
+    LitCLI(words)

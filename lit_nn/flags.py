@@ -94,7 +94,13 @@ def flags() -> list[Flag]:
         Flag("devices", "trainer.devices", "auto", "how many of them, or which"),
         Flag("num_nodes", "trainer.num_nodes", "1", "how many machines"),
         Flag("strategy", "trainer.strategy", "auto", "how several processes share the work: ddp, fsdp, auto"),
+        Flag("sync_batchnorm", "trainer.sync_batchnorm", "false", "BatchNorm over the images of all GPUs, not of each"),
         Flag("precision", "trainer.precision", "32-true", "number format: 32-true, bf16-mixed, 16-mixed"),
+        Flag(
+            "channels_last", "model.channels_last", "false", "order of memory that wide convolutions compute faster in"
+        ),
+        Flag("compile", "compile", "false", "compile the network; pays for itself on a GPU or in a long run", bool),
+        Flag("flip_in_eval", "model.flip_in_eval", "false", "outside of training, classify each picture mirrored too"),
         Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation"),
         Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),
         Flag(
@@ -109,6 +115,7 @@ def flags() -> list[Flag]:
         Flag(
             "resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, or last or best of the latest run"
         ),
+        Flag("tune", "tune", "null", "find a value first: lr, or batch_size (the largest that fits into memory)", str),
         Flag("save_every_steps", "save_every_steps", "null", "save last.ckpt inside an epoch too, every N steps", int),
         Flag("save_every_minutes", "save_every_minutes", "null", "and every N minutes", float),
         Flag("fast_dev_run", "trainer.fast_dev_run", "false", "one batch of everything and no files: does it work?"),
@@ -135,6 +142,7 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
         UsageError: If ``--data`` names a data set that there is not.
     """
     options = {f"--{flag.name}": f"--{flag.option}" for flag in flags()}
+    switches = {f"--{flag.option}" for flag in flags() if flag.default == "false"}  # need no value
     words: list[str] = []
     for position, word in enumerate(argv):
         name, equals, value = word.partition("=")
@@ -145,7 +153,7 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
         else:
             words.append(options.get(name, name) + equals + value)
         following = argv[position + 1] if position + 1 < len(argv) else "--"
-        if words[-1] == "--trainer.fast_dev_run" and following.startswith("-"):
+        if words[-1] in switches and following.startswith("-"):
             words[-1] += "=true"
     return words
 

@@ -69,7 +69,12 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def build_optimizer(
-    name: str, params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, **options: Any
+    name: str,
+    params: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float = 0.0,
+    decayed: Iterable[bool] | None = None,
+    **options: Any,
 ) -> Optimizer:
     """Build an optimizer by name.
 
@@ -82,6 +87,7 @@ def build_optimizer(
         params: parameters on the device they are trained on; frozen ones are left out.
         lr: learning rate; with a schedule, the peak.
         weight_decay: of the optimizer's own kind: added to the gradient, or decoupled from it (adamw).
+        decayed: for each parameter, whether it is decayed; None for the rule above.
         **options: further arguments of the torch class, for instance ``momentum=0.8`` or ``betas=[0.9, 0.95]``.
 
     Raises:
@@ -92,13 +98,16 @@ def build_optimizer(
     allowed = [option for option in taken if option not in {"params", "lr", "weight_decay"}]
     for option in options:
         look_up(dict.fromkeys(allowed), option, f"option of {name}")
-    trained = [param for param in params if param.requires_grad]
+    params = list(params)
+    decayed = [param.ndim > 1 for param in params] if decayed is None else decayed
+    pairs = [pair for pair in zip(params, decayed, strict=True) if pair[0].requires_grad]
+    trained = [param for param, _ in pairs]
     possible = "fused" in taken and all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trained)
     if possible and not (options.get("foreach") or options.get("differentiable")):  # fused excludes these two
         options = {"fused": True} | options
     groups = [
-        {"params": [param for param in trained if param.ndim > 1], "weight_decay": weight_decay},
-        {"params": [param for param in trained if param.ndim <= 1], "weight_decay": 0.0},
+        {"params": [param for param, is_decayed in pairs if is_decayed], "weight_decay": weight_decay},
+        {"params": [param for param, is_decayed in pairs if not is_decayed], "weight_decay": 0.0},
     ]
     try:
         return build([group for group in groups if group["params"]], lr=lr, **options)

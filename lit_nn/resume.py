@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from lit_nn import distributed
 from lit_nn.checkpoint import UNFINISHED
 from lit_nn.classifier import LitClassifier
 
@@ -38,7 +40,7 @@ class Stopped(Exception):
     """
 
     def __init__(self, signum: int, path: Path) -> None:
-        super().__init__(f"Stopped. To continue: python scripts/train.py --resume {path.parent.parent}")
+        super().__init__(f"Stopped. {distributed.to_continue(path.parent.parent)}")
         self.exit_status = 128 + signum
 
 
@@ -70,7 +72,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.every_steps, self.every_minutes = folder, every_steps, every_minutes
         self.best_score: float | None = None
         self.best_epoch: int | None = None
-        self._signum: int | None = None
+        self._signum = 0  # of the signal that has come, if one has
         self._old_handlers: dict[int, Any] = {}
         self._saved_at = 0.0  # time.monotonic() of the latest saving
         self._started = 0.0  # time.monotonic() less the seconds trained before
@@ -100,6 +102,7 @@ class Checkpoints(Checkpoint):
         if stage == "fit":
             self._started = time.monotonic()
             self.folder = trainer.strategy.broadcast(self.folder)
+            distributed.to_continue(self.folder.parent)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Watch for signals from now on, and remove what a process that was killed while saving has left."""
@@ -121,8 +124,9 @@ class Checkpoints(Checkpoint):
         self._signum = signum
         for second in SIGNALS:  # ends at once, even in the middle of a long computation that knows nothing of Python
             signal.signal(second, signal.SIG_DFL)
-        text = f"\n{signal.Signals(signum).name}: saving after this step; once more ends at once.\n"
-        os.write(2, text.encode())  # print would fail if the signal came in the middle of another print
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            text = f"\n{signal.Signals(signum).name}: saving after this step; once more ends at once.\n"
+            os.write(2, text.encode())  # print would fail if the signal came in the middle of another print
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,12 +143,12 @@ class Checkpoints(Checkpoint):
             or epoch_loop._num_ready_batches_reached()
         ):
             return
-        due = self._signum is not None
+        due = False
         if self.every_steps:
             due |= trainer.global_step % self.every_steps == 0
         if self.every_minutes:
             due |= time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        if _any_process(trainer, due):
+        if _largest(trainer, self._signum or int(due)):
             self._save(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -163,13 +167,17 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
         trainer.save_checkpoint(self.last, weights_only=False)
         self._saved_at = time.monotonic()
-        if _any_process(trainer, self._signum is not None):  # a signal may have reached only one of them
-            raise Stopped(self._signum or signal.SIGTERM, self.last)
+        if signum := _largest(trainer, self._signum):  # a signal may have reached only one process
+            raise Stopped(signum, self.last)
 
 
-def _any_process(trainer: L.Trainer, decision: bool) -> bool:
-    """Whether any process has decided so; the same answer on all of them."""
-    return decision if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(decision, all=False)
+def _largest(trainer: L.Trainer, number: int) -> int:
+    """The largest number that any process has come with; the same answer on all of them."""
+    if trainer.world_size == 1:
+        return number
+    numbers = torch.tensor(number, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+    return int(numbers)
 
 
 class EMA(EMAWeightAveraging):
@@ -227,18 +235,24 @@ class ExactState(Callback):
         if loop.restarted_on_epoch_start:
             loop.epoch_progress.current.ready += 1  # Lightning has counted it back, and will not count it again
         ratio = checkpoint["images_per_step"] / images_per_step(trainer, pl_module)
-        same_processes = len(checkpoint["processes"]) == trainer.world_size
-        if loop.restarted_mid_epoch and ratio == 1 and same_processes:
-            restore_metric_state(pl_module, checkpoint["processes"][trainer.global_rank]["metrics"])
+        before = checkpoint["processes"]
+        same_processes = len(before) == trainer.world_size
+        if not same_processes and trainer.is_global_zero:
+            print(f"It had {len(before)} processes, now {trainer.world_size}: not the same numbers to the last bit.")
+        if loop.restarted_mid_epoch and ratio == 1:
+            if same_processes:
+                restore_metric_state(pl_module, before[trainer.global_rank]["metrics"])
+            elif trainer.is_global_zero:  # metrics are sums: it does not matter who has them
+                restore_metric_state(pl_module, _sum([process["metrics"] for process in before]))
         else:
-            if loop.restarted_mid_epoch:
+            if loop.restarted_mid_epoch and trainer.is_global_zero:
                 print("The steps are not those of before: the epoch starts again from its first image.")
             loop.epoch_loop.restarting = False  # or it would take the epoch that begins for one that was finished
             loader = trainer.train_dataloader
             assert loader is not None
             loader.load_state_dict({"epoch": trainer.current_epoch, "batches_done": 0})
         if same_processes:
-            restore_random_state(checkpoint["processes"][trainer.global_rank]["random"])
+            restore_random_state(before[trainer.global_rank]["random"])
         latest = checkpoint["metrics"].items()  # an epoch without validation goes by the one before
         trainer.callback_metrics.update({k: torch.tensor(value) for k, value in latest if k.startswith("val_")})
         _use_settings_of_now(trainer, pl_module, checkpoint["hyper_parameters"]["lr"], ratio)
@@ -306,6 +320,14 @@ def metric_state(classifier: LitClassifier) -> dict[str, dict[str, Tensor]]:
     return {
         name: {key: value.detach().clone() for key, value in metric.metric_state.items()}  # type: ignore[union-attr]
         for name, metric in (("loss", metrics.loss), ("acc", metrics.acc))
+    }
+
+
+def _sum(states: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
+    """Metrics of all processes together."""
+    first = states[0]
+    return {
+        name: {key: torch.stack([state[name][key] for state in states]).sum(0) for key in first[name]} for name in first
     }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_modules.augment import AUGMENTATIONS, Augment
+from data_modules.augment import AUGMENTATIONS, Augment, Draws
 
 K = 10
 
@@ -16,7 +16,7 @@ def batch(size: int = 64, channels: int = 3, height: int = 32, width: int = 32) 
 
 
 def run(spec: str, images: Tensor, labels: Tensor, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-    return Augment(spec)(images, labels, K, torch.Generator().manual_seed(seed), epoch)
+    return Augment(spec)(images, labels, K, Draws(torch.Generator().manual_seed(seed)), epoch)
 
 
 @pytest.mark.parametrize("spec", [*AUGMENTATIONS, ",".join(AUGMENTATIONS)])

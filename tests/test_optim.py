@@ -70,7 +70,7 @@ def test_fused_equals_unfused(name: str) -> None:
     net = network()
     optimizer = build_optimizer(name, net.parameters(), 1e-2, 0.1)
     assert bool(optimizer.defaults.get("fused")) == (name not in ("rmsprop", "manual_sgd"))
-    options = {"fused": False} if "fused" in optimizer.defaults else {}
+    options: dict[str, Any] = {"fused": False} if "fused" in optimizer.defaults else {}
     other = network()
     unfused = build_optimizer(name, other.parameters(), 1e-2, 0.1, **options)
     torch.testing.assert_close(train(net, optimizer), train(other, unfused), rtol=1e-4, atol=1e-6)

@@ -36,7 +36,8 @@ ALL_SCHEDULES = [*SCHEDULES, "plateau"]
 AUGMENT = ["none", ",".join(AUGMENTATIONS)]
 PRECISION = ["32-true", "bf16-mixed"]
 EMA = ["null", "0.9"]
-INEXACT = {("conv3d_cnn", "bf16-mixed")}  # two straight runs differ: docs/checkpoints.md says why
+INEXACT: set[tuple[str, str]] = set()
+INEXACT |= {("conv3d_cnn", "bf16-mixed")}  # two straight runs differ: docs/checkpoints.md says why  # tutorial
 CELLS = [
     cell
     for cell in itertools.product(NETWORKS, ALL_SCHEDULES, AUGMENT, PRECISION, EMA)
@@ -83,9 +84,9 @@ def test_every_cell_is_exact(cell: tuple[str, str, str, str, str], tmp_path: Pat
     "words",
     [
         ["--net", "lenet"],
-        ["--net", "lazy_cnn", "--augment", "flip,translate,cutout,mixup"],  # dropout, BatchNorm
-        ["--net", "cifar_cnn", "--augment", "flip_alternating,cutmix", "--precision", "bf16-mixed"],
-        ["--net", "conv3d_cnn", "--ema", "0.9", "--optimizer", "nesterov", "--clip_grad", "1"],
+        ["--net", "lazy_cnn", "--augment", "flip,translate,cutout,mixup"],  # dropout, BatchNorm  # tutorial
+        ["--net", "cifar_cnn", "--augment", "flip_alternating,cutmix", "--precision", "bf16-mixed"],  # tutorial
+        ["--net", "conv3d_cnn", "--ema", "0.9", "--optimizer", "nesterov", "--clip_grad", "1"],  # tutorial
         [*("--net", "mlp", "--schedule", "plateau", "--model.schedule_args.patience", "0"), "--early_stopping", "5"],
         ["--net", "lenet", "--trainer.accumulate_grad_batches", "2", "--ema", "0.5", "--data.sampling", "balanced"],
         ["--net", "mlp", "--trainer.val_check_interval", "2", "--max_epochs", "3"],
@@ -149,7 +150,7 @@ def test_sigterm_and_sigkill_lose_nothing(tmp_path: Path) -> None:
 
 @POSIX
 def test_two_processes_stop_together_and_continue_exactly(tmp_path: Path) -> None:
-    words = [*SMALL, *DDP, "--net", "lazy_cnn", "--augment", "mixup", "--ema", "0.9"]
+    words = [*SMALL, *DDP, "--net", "resnet9", "--model.net_args.width", "4", "--augment", "mixup", "--ema", "0.9"]
     words += ["--trainer.limit_train_batches", "60", "--save_every_steps", "5"]
     both = [start([*words, "--run_dir", tmp_path / name], tmp_path) for name in ("straight", "stopped")]
     wait_for_step(5, tmp_path / "stopped", both[1])

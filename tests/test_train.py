@@ -74,9 +74,8 @@ def test_tensorboard_has_scalars_pictures_graph_and_hyperparameters(run: Path) -
         found["images"] |= set(tags["images"])
         graph |= tags["graph"]
         hparams |= "_hparams_/session_start_info" in events.summary_metadata
-    wanted = {"train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "train_loss_step"}
+    wanted = {"train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "train_loss_step", "lr"}
     assert wanted | {"final/test_acc"} <= found["scalars"]
-    assert any(tag.startswith("lr-") for tag in found["scalars"])
     assert found["images"] == {"train/samples", "test/confusion", "test/mistakes"}
     assert graph
     assert hparams
@@ -356,3 +355,33 @@ def test_a_network_is_one_file_and_one_import_line(command: Command, tmp_path: P
     assert result_of(tmp_path / "run")["net"] == "tiny"
     tests = command("-m", "pytest", "-q", "--collect-only", "tests/test_nets.py", "-p", "no:cacheprovider")
     assert "tiny" in tests.stdout
+
+
+def test_tune_lr_takes_the_suggestion_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The value found is the one that is trained with, and the run is that of the same value given by hand."""
+    words = ["--max_epochs", "1", "--trainer.limit_train_batches", "5", "--accelerator", "cpu"]
+    assert train([*words, "--tune", "lr", "--run_dir", str(tmp_path / "tuned")]) == 0
+    found = re.search(r"--tune lr: (\S+) ", capsys.readouterr().out)
+    assert found is not None
+    assert 1e-5 < float(found[1]) < 0.1
+    assert (tmp_path / "tuned" / "lr_find.png").stat().st_size > 5000
+    config = yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())
+    assert config["model"]["lr"] == float(found[1])
+    assert train([*words, "--lr", found[1], "--run_dir", str(tmp_path / "given")]) == 0
+    tuned, given = (load_classifier(tmp_path / name / "checkpoints" / "best.ckpt") for name in ("tuned", "given"))
+    assert tuned.hparams == given.hparams
+    assert torch.equal(tuned.net.fc3.weight, given.net.fc3.weight)
+
+
+def test_tune_batch_size_stops_at_what_fits(tmp_path: Path) -> None:
+    assert train(["--max_epochs", "1", "--tune", "batch_size", "--accelerator", "cpu", "--run_dir", str(tmp_path)]) == 0
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["init_args"]["batch_size"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--tune", "lt"], "Did you mean lr?"), (["--tune", "lr", "--fast_dev_run"], "start of a run")],
+)
+def test_tune_is_refused(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train([*words, "--run_dir", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
