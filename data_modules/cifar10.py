@@ -39,18 +39,7 @@ class CIFAR10(ImageDataModule):
         kwargs: What every data set takes; see `ImageDataModule`.
     """
 
-    class_names: ClassVar = [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
+    class_names: ClassVar = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     image_shape = (3, 32, 32)
     mean: ClassVar = [0.4914, 0.4822, 0.4465]  # over all pixels of the published training set, as is std
     std: ClassVar = [0.2470, 0.2435, 0.2616]

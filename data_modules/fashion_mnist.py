@@ -23,6 +23,7 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+NAMES = [*FILES["train"], *FILES["test"]]
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -106,21 +107,20 @@ class FashionMNIST(ImageDataModule):
             self._read(source, "train")
             self._read(source, "test")
             target.mkdir(parents=True, exist_ok=True)
-            for name in (*FILES["train"], *FILES["test"]):
+            for name in NAMES:
                 (source / name).replace(target / name)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
     def _not_found(self, reason: str) -> DataError:
-        names = [name for split in FILES.values() for name in split]
         tried = "".join(
-            f"\n  {folder}: " + (f"lacks {', '.join(lacking)}" if len(lacking) < len(names) else "none of them")
+            f"\n  {folder}: " + (f"lacks {', '.join(lacking)}" if len(lacking) < len(NAMES) else "none of them")
             for folder in self._folders()
             for lacking in [_missing(folder)]
         )
         return DataError(
             f"Fashion-MNIST is not on this machine, and {reason}\n"
-            f"Looked for {', '.join(names)}, each with or without .gz, in{tried}\n"
+            f"Looked for {', '.join(NAMES)}, each with or without .gz, in{tried}\n"
             "What you can do:\n"
             "  use the small sample that comes with this project: --data fashion_mnist_sample\n"
             "  on Debian or Ubuntu: apt install dataset-fashion-mnist\n"
@@ -135,7 +135,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 def _missing(folder: Path) -> list[str]:
     """Which of the four files a folder lacks."""
-    return [name for name in (*FILES["train"], *FILES["test"]) if _file(folder, name) is None]
+    return [name for name in NAMES if _file(folder, name) is None]
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:

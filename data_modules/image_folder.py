@@ -17,7 +17,7 @@ from torch import Tensor
 from data_modules.base import DataError, ImageDataModule, Parts, Split
 from data_modules.batches import stratified_split
 from data_modules.picture_cache import ListedPicture, PictureCache, cached_pictures
-from data_modules.pictures import SUFFIXES, printable, shared_pictures
+from data_modules.pictures import SUFFIXES, picture_paths, printable, shared_pictures
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 LAYOUTS = "expected DIR/train/CLASS/PICTURE, with val/ and test/ beside train/ if you have them, or DIR/CLASS/PICTURE"
@@ -124,13 +124,11 @@ class ImageFolder(ImageDataModule):
         self._report_failures(files, pictures.failures)
 
         labels = torch.tensor([picture.label for picture in listing])  # (N,)
-        readable = torch.ones(len(listing), dtype=torch.bool)
-        readable[list(pictures.failures)] = False
-        rows: dict[Split, Tensor] = {}
-        for split in SPLITS:
-            rows[split] = (
-                (torch.tensor([picture.split == split for picture in listing]) & readable).nonzero().squeeze(1)
-            )
+        readable = [row for row in range(len(listing)) if row not in pictures.failures]
+        rows: dict[Split, Tensor] = {
+            split: torch.tensor([row for row in readable if listing[row].split == split], dtype=torch.int64)
+            for split in SPLITS
+        }
         missing = [name for label, name in enumerate(class_names) if not (labels[rows["train"]] == label).any()]
         if missing:
             raise DataError(f"{root}: no training picture of {', '.join(missing)}; add some or remove the folder")
@@ -146,17 +144,7 @@ class ImageFolder(ImageDataModule):
                 lacking = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
                 rank_zero_warn(f"{root}: the {split} part has no picture of {', '.join(lacking)}")
 
-        shared = shared_pictures({split: pictures.digests[members.numpy()] for split, members in rows.items()})
-        if shared:
-            pairs = "".join(
-                f"\n  {split} {printable(files[rows[split][place]].path)} = "
-                f"{other_split} {printable(files[rows[other_split][other_place]].path)}"
-                for split, place, other_split, other_place in shared
-            )
-            rank_zero_warn(
-                f"{root}: {len(shared)} pictures lie in two parts, which makes results look better than they "
-                f"are:{pairs}"
-            )
+        self._report_shared(files, pictures, rows)
         arrays = (pictures.images, labels)
         return _Folder(class_names, pictures, {split: (arrays, members) for split, members in rows.items()})
 
@@ -169,6 +157,18 @@ class ImageFolder(ImageDataModule):
         if self.on_error == "stop":
             raise DataError(f"{report}\nRepair or remove them, or leave them out with --data.on_error skip")
         rank_zero_warn(f"{report}\nThey are left out")
+
+    def _report_shared(self, files: list[ListedPicture], pictures: PictureCache, rows: dict[Split, Tensor]) -> None:
+        def name(split: Split, place: int) -> str:
+            return f"{split} {printable(files[rows[split][place]].path)}"
+
+        shared = shared_pictures({split: pictures.digests[members.numpy()] for split, members in rows.items()})
+        pairs = [f"{name(one, place)} = {name(other, other_place)}" for one, place, other, other_place in shared]
+        if pairs:
+            rank_zero_warn(
+                f"{self.data_dir}: {len(pairs)} pictures lie in two parts, which makes results look better than they "
+                "are:" + "".join(f"\n  {pair}" for pair in pairs)
+            )
 
 
 @dataclass(frozen=True)
@@ -239,23 +239,17 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _picture_files(folder: Path, root: Path) -> Iterator[ListedPicture]:
-    """All pictures in a class's folder and the folders in it, without following links to folders."""
+    """All pictures in a class's folder and the folders in it."""
 
     def stop(error: OSError) -> None:
         raise error
 
-    # Strings instead of Path objects: this runs for every picture at every start.
     skip = len(os.path.join(root, ""))  # noqa: PTH118
-    for place, inner, names in os.walk(folder, onerror=stop):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122
-                continue
-            path = os.path.join(place, name)  # noqa: PTH118
-            try:
-                status = os.stat(path)  # noqa: PTH116
-            except OSError:  # a broken link, for instance; decoding will report it
-                yield ListedPicture(path[skip:], -1, 0, 0)
-                continue
-            if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-                yield ListedPicture(path[skip:], status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    for path in picture_paths(folder, stop):
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except OSError:  # a broken link, for instance; decoding will report it
+            yield ListedPicture(path[skip:], -1, 0, 0)
+            continue
+        if stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            yield ListedPicture(path[skip:], status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -90,7 +90,8 @@ def cached_pictures(
             if cache is None:
                 # The index is removed first and written last: while it is there, the images are complete.
                 index_path.unlink(missing_ok=True)
-                _build(root, listing, image_size, channels, key, index_path, images_path)
+                paths = [root / picture.path for picture in listing]
+                _build(paths, image_size, channels, key, index_path, images_path)
                 cache = _read(index_path, images_path, key)
                 assert cache is not None
             if cache.failures and not keep_failures:
@@ -116,50 +117,42 @@ def _read(index_path: Path, images_path: Path, key: str) -> PictureCache | None:
 
 
 def _build(
-    root: Path,
-    listing: list[ListedPicture],
-    image_size: int | None,
-    channels: int | None,
-    key: str,
-    index_path: Path,
-    images_path: Path,
+    paths: list[Path], image_size: int | None, channels: int | None, key: str, index_path: Path, images_path: Path
 ) -> None:
-    paths = [root / picture.path for picture in listing]
     suggested_size, suggested_channels = _suggestion(paths)
     image_size, channels = image_size or suggested_size, channels or suggested_channels
+    shape = (len(paths), channels, image_size, image_size)
+    needed, free = math.prod(shape), shutil.disk_usage(images_path.parent).free
+    if needed > free:  # writing to a full disk through a memory map would crash the process
+        raise DataError(
+            f"{len(paths):,} pictures of {image_size} x {image_size} pixels need {needed / 1e9:.1f} GB in "
+            f"{images_path.parent}, where {free / 1e9:.1f} GB are free; choose a smaller --data.image_size, or "
+            "name another folder in the environment variable LIT_NN_CACHE"
+        )
+    moments, digests = np.zeros((len(paths), 2, channels), np.float32), np.zeros(len(paths), np.uint64)
+    failures: dict[int, str] = {}
     # Threads, because Pillow lets others run while it decodes, and they need no start-up of their own.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        shape = (len(paths), channels, image_size, image_size)
-        needed, free = math.prod(shape), shutil.disk_usage(images_path.parent).free
-        if needed > free:  # writing to a full disk through a memory map would crash the process
-            raise DataError(
-                f"{len(paths):,} pictures of {image_size} x {image_size} pixels need {needed / 1e9:.1f} GB in "
-                f"{images_path.parent}, where {free / 1e9:.1f} GB are free; choose a smaller --data.image_size, or "
-                "name another folder in the environment variable LIT_NN_CACHE"
-            )
-        moments, digests = np.zeros((len(paths), 2, channels), np.float32), np.zeros(len(paths), np.uint64)
-        failures: dict[int, str] = {}
-        with atomic_path(images_path) as temporary:
-            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+    with atomic_path(images_path) as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
 
-            def decode(start: int) -> int:
-                rows = slice(start, min(start + BLOCK, len(paths)))
-                block = np.zeros((rows.stop - start, *shape[1:]), np.uint8)
-                for place, path in enumerate(paths[rows]):
-                    try:
-                        block[place] = prepare_picture(path, image_size, channels)
-                    except PictureError as error:
-                        failures[start + place] = str(error)
-                    digests[start + place] = picture_digest(block[place])
-                pixels = block.reshape(*block.shape[:2], -1).astype(np.float32) / 255  # (n, C, S * S)
-                moments[rows, 0], moments[rows, 1] = pixels.mean(2), (pixels * pixels).mean(2)
-                images[rows] = block
-                return len(block)
+        def decode(start: int) -> int:
+            rows = slice(start, min(start + BLOCK, len(paths)))
+            block = np.zeros((rows.stop - start, *shape[1:]), np.uint8)
+            for place, path in enumerate(paths[rows]):
+                try:
+                    block[place] = prepare_picture(path, image_size, channels)
+                except PictureError as error:
+                    failures[start + place] = str(error)
+                digests[start + place] = picture_digest(block[place])
+            pixels = block.reshape(*block.shape[:2], -1).astype(np.float32) / 255  # (n, C, S * S)
+            moments[rows, 0], moments[rows, 1] = pixels.mean(2), (pixels * pixels).mean(2)
+            images[rows] = block
+            return len(block)
 
-            with tqdm(total=len(paths), unit=" pictures", desc="decoding") as bar:
-                for count in pool.map(decode, range(0, len(paths), BLOCK)):
-                    bar.update(count)
-            images.flush()
+        with tqdm(total=len(paths), unit=" pictures", desc="decoding") as bar:
+            for count in pool.map(decode, range(0, len(paths), BLOCK)):
+                bar.update(count)
+        images.flush()
     with atomic_path(index_path) as temporary:
         np.savez(temporary, key=key, failures=json.dumps(failures), moments=moments, digests=digests)
 

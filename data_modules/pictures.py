@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,24 @@ class PictureError(Exception):
 def printable(path: str | Path) -> str:
     r"""A path that can be printed and stored: bytes that are not UTF-8 become ``\xe9`` and the like."""
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def picture_paths(folder: str | Path, failed: Callable[[OSError], object]) -> Iterator[str]:
+    """Find the pictures in a folder and the folders in it; hidden ones are left out, links to folders not followed.
+
+    Args:
+        folder: Where to look.
+        failed: Called with the reason where a folder cannot be looked into.
+
+    Yields:
+        Paths that begin with ``folder``, in the order of their names. Strings, because this runs for every picture at
+        every start, and Path objects take longer.
+    """
+    for place, inner, names in os.walk(folder, onerror=failed):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                yield os.path.join(place, name)  # noqa: PTH118
 
 
 def picture_header(path: Path) -> tuple[int, int, bool]:
@@ -66,14 +85,23 @@ def prepare_picture(path: Path, image_size: int, channels: int) -> NDArray[np.ui
         with _open(path) as image:
             # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size: much faster.
             image.draft(None, (2 * image_size, 2 * image_size))
-            ImageOps.exif_transpose(image, in_place=True)  # a copy of each picture would cost a quarter more time
-            converted = _converted(image, "L" if channels == 1 else "RGB")
-            if converted.size != (image_size, image_size):
-                # Crops first, so that a strip of 20,000 x 10 is not scaled to a monster.
-                converted = ImageOps.fit(converted, (image_size, image_size), Image.Resampling.BICUBIC)
-            pixels = np.asarray(converted)  # (H, W) or (H, W, C)
+            return prepare_image(image, image_size, channels)
     except Exception as error:  # decoders raise all kinds of things at broken or hostile files
         raise PictureError(_reason(path, error)) from error
+
+
+def prepare_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
+    """Do with a picture that is open already what `prepare_picture` does with a file; the picture itself may change.
+
+    Raises:
+        ValueError: If its pixels cannot be converted.
+    """
+    ImageOps.exif_transpose(image, in_place=True)  # a copy of each picture would cost a quarter more time
+    converted = _converted(image, "L" if channels == 1 else "RGB")
+    if converted.size != (image_size, image_size):
+        # Crops first, so that a strip of 20,000 x 10 is not scaled to a monster.
+        converted = ImageOps.fit(converted, (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(converted)  # (H, W) or (H, W, C)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -118,6 +146,8 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
+    elif image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow knows no way from LAB to gray
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -4,12 +4,12 @@ import argparse
 import difflib
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -57,7 +57,7 @@ def prepare() -> None:
         warnings.simplefilter("always")
         data.prepare_data()
         parts = {split: data.split(split) for split in SPLITS}
-    print_report(data)
+    _print_report(data)
     for complaint in complaints:
         print(f"warning: {complaint.message}")
 
@@ -67,12 +67,8 @@ def prepare() -> None:
     print(f"Samples of the training images: {sheet}")
 
 
-def print_report(data: ImageDataModule) -> None:
-    """Print counts for each class and part, shape, mean and std, and how many images lie in two parts.
-
-    Args:
-        data: The data set, prepared.
-    """
+def _print_report(data: ImageDataModule) -> None:
+    """Print counts for each class and part, shape, mean and std, and how many images lie in two parts."""
     parts = {split: data.split(split) for split in SPLITS}
     counts = {
         split: labels[indices].bincount(minlength=len(data.class_names)).tolist()
@@ -90,15 +86,12 @@ def print_report(data: ImageDataModule) -> None:
     print(f"shape:            {' x '.join(map(str, data.image_shape))} (channels x height x width)")
     print(f"mean:             {_numbers(data.mean)}, measured on the training images: {_numbers(mean)}")
     print(f"std:              {_numbers(data.std)}, measured on the training images: {_numbers(std)}")
-    digests: dict[Split, NDArray[np.uint64]] = {}
-    for split, (images, _, indices) in parts.items():
-        array = images.numpy()
-        digests[split] = np.array([picture_digest(array[row]) for row in indices.tolist()], np.uint64)
-    shared = shared_pictures(digests)
-    pairs = {(one, other) for one, _, other, _ in shared}
-    between = "; ".join(
-        f"{sum((one, other) == (a, b) for a, _, b, _ in shared)} in {one} and {other}" for one, other in sorted(pairs)
-    )
+    digests = {
+        split: np.array([picture_digest(images[row].numpy()) for row in indices.tolist()], np.uint64)
+        for split, (images, _, indices) in parts.items()
+    }
+    shared = Counter((one, other) for one, _, other, _ in shared_pictures(digests))
+    between = "; ".join(f"{count} in {one} and {other}" for (one, other), count in sorted(shared.items()))
     print(f"in two parts:     {between or 'no image'}")
 
 

@@ -12,6 +12,9 @@ from lightning.fabric.utilities.types import _PATH
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lit_nn.commands import brief
+from lit_nn.models import ModelError
+
 if TYPE_CHECKING:
     from lit_nn.classifier import LitClassifier
 
@@ -20,10 +23,8 @@ UNFINISHED = ".tmp"  # how the name of a checkpoint ends while it is written
 MOST_VALUES = 1_000_000  # in one checkpoint; a large network has some thousands
 
 
-class CheckpointError(Exception):
+class CheckpointError(ModelError):
     """A file is not a checkpoint of this project; the message says what is wrong with it."""
-
-    exit_status = 1
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -95,7 +96,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
     except Exception as error:  # damaged and hostile files provoke errors of all kinds
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint at all ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint at all ({brief(error)})") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise CheckpointError(f"{path}: not a checkpoint of a LitClassifier")
     if refused := _not_plain(checkpoint, most_bytes=Path(path).stat().st_size):
@@ -108,7 +109,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         misfit = check_network(checkpoint["hyper_parameters"], checkpoint["state_dict"])
     except Exception as error:  # likewise
-        misfit = _first_line(error)
+        misfit = brief(error)
     if misfit:
         raise CheckpointError(f"{path}: does not fit the networks of this project: {misfit}")
     return checkpoint
@@ -126,7 +127,7 @@ def _check_archive(path: str | os.PathLike[str]) -> None:
                 raise CheckpointError(f"{path}: refused, its records are compressed; torch.save writes none such")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged, cut off, or not a checkpoint at all ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: damaged, cut off, or not a checkpoint at all ({brief(error)})") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged, the checksum of its record {damaged} is wrong")
 
@@ -236,9 +237,5 @@ def load_classifier(path: str | os.PathLike[str]) -> "LitClassifier":
         classifier = LitClassifier(**checkpoint["hyper_parameters"])
         classifier.load_state_dict(checkpoint["state_dict"])
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: does not fit the networks of this project: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: does not fit the networks of this project: {brief(error)}") from error
     return classifier.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

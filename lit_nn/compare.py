@@ -13,7 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lit_nn.commands import CommandParser, run
+from lit_nn.commands import CommandParser, command
 
 CURVES = (("val_acc", "validation accuracy"), ("val_loss", "validation loss"), ("train_loss", "training loss"))
 RESULTS = ("net", "data", "test_acc", "test_loss", "val_acc", "num_params", "epochs", "seconds")  # of result.json
@@ -25,13 +25,11 @@ class Run:
     """One finished run.
 
     Attributes:
-        folder: Where it lies.
         result: What result.json says of it, see `RESULTS`.
         config: Its config.yaml, without the seed, by dotted names.
         curves: Its metrics.csv: a list of numbers for each column, one number for each epoch.
     """
 
-    folder: Path
     result: dict[str, Any]
     config: dict[str, Any]
     curves: dict[str, list[float]]
@@ -79,11 +77,11 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
                 f"{folder}: no run in it (a run's folder holds config.yaml and, when it is done, result.json)"
             )
         for place in found:
-            found_run = _read(place)
-            if isinstance(found_run, Run):
-                runs[place.resolve()] = found_run
+            run = _read(place)
+            if isinstance(run, Run):
+                runs[place.resolve()] = run
             else:
-                problems.append(f"{place}: {found_run}")
+                problems.append(f"{place}: {run}")
     return list(runs.values()), problems
 
 
@@ -101,7 +99,7 @@ def _read(folder: Path) -> Run | str:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         return f"cannot be read: {type(error).__name__} {' '.join(str(error).split())}"
     seeds = ("seed_everything", "seed")
-    return Run(folder, result, {name: v for name, v in config.items() if name.rpartition(".")[2] not in seeds}, curves)
+    return Run(result, {name: v for name, v in config.items() if name.rpartition(".")[2] not in seeds}, curves)
 
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:
@@ -120,20 +118,16 @@ def experiments(runs: Sequence[Run]) -> list[Experiment]:
         runs: Finished runs.
     """
     groups: dict[str, list[Run]] = {}
-    for one in runs:
-        groups.setdefault(json.dumps(one.config, sort_keys=True, default=str), []).append(one)
-    names = list(dict.fromkeys(name for one in runs for name in one.config))
+    for run in runs:
+        groups.setdefault(json.dumps(run.config, sort_keys=True, default=str), []).append(run)
+    names = list(dict.fromkeys(name for run in runs for name in run.config))
     differing = [name for name in names if len({str(group[0].config.get(name)) for group in groups.values()}) > 1]
     found = [Experiment(group, {name: group[0].config.get(name) for name in differing}) for group in groups.values()]
     return sorted(found, key=lambda experiment: -statistics.mean(experiment.values("test_acc")))
 
 
-def table(found: Sequence[Experiment]) -> str:
-    """The experiments as text, a line for each.
-
-    Args:
-        found: See `experiments`.
-    """
+def _table(found: Sequence[Experiment]) -> str:
+    """The experiments as text, a line for each."""
     rows = [["experiment", "runs", "test accuracy", "test loss", "val accuracy", "parameters", "epochs", "seconds"]]
     rows += [
         [
@@ -161,21 +155,17 @@ def _spread(values: list[float], form: str) -> str:
     return f"{text} ± {statistics.stdev(values):{form}}" if len(set(values)) > 1 else text
 
 
-def curves_figure(found: Sequence[Experiment]) -> Figure:
-    """Draw accuracy and losses over the epochs: a colour for each experiment, a line for each run.
-
-    Args:
-        found: See `experiments`; the first ten are drawn.
-    """
+def _curves_figure(found: Sequence[Experiment]) -> Figure:
+    """Accuracy and losses over the epochs: a colour for each of the first experiments, a line for each run."""
     figure = Figure((15, 5 + 0.25 * min(len(found), MOST_CURVES)), 110, layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         for number, experiment in enumerate(found[:MOST_CURVES]):
-            for position, one in enumerate(experiment.runs):
+            for position, run in enumerate(experiment.runs):
                 axes.plot(
-                    [epoch + 1 for epoch in one.curves["epoch"]],
-                    one.curves[name],
+                    [epoch + 1 for epoch in run.curves["epoch"]],
+                    run.curves[name],
                     color=f"C{number}",
-                    marker="." if len(one.curves["epoch"]) < 30 else "",
+                    marker="." if len(run.curves["epoch"]) < 30 else "",
                     linewidth=1.2,
                     alpha=0.8,
                     label=f"{experiment.name} ({len(experiment.runs)})" if position == 0 else None,
@@ -194,17 +184,20 @@ def curves_figure(found: Sequence[Experiment]) -> Figure:
     return figure
 
 
-def compare(folders: Sequence[Path], output: Path) -> None:
-    """Print the table of all runs in some folders and draw their curves.
-
-    Args:
-        folders: See `find_runs`.
-        output: Picture to write.
-
-    Raises:
-        OSError: If there is no finished run, or the picture cannot be written.
-    """
-    runs, problems = find_runs(folders)
+@command
+def main(words: list[str]) -> None:
+    """Compare runs: ``python scripts/compare.py``."""
+    parser = CommandParser("compare", "Compare finished runs; those that differ in the seed only count as one.")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="runs, or folders with runs in them")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("comparison.png"),
+        metavar="FILE",
+        help="picture of the curves [comparison.png]",
+    )
+    options = parser.parse_args(words)
+    runs, problems = find_runs(options.folders)
     for problem in problems:
         print(problem, file=sys.stderr)
     if not runs:
@@ -212,35 +205,7 @@ def compare(folders: Sequence[Path], output: Path) -> None:
     found = experiments(runs)
     same = {name: {run.result[name] for run in runs} for name in ("net", "data")}
     common = [f"{name} {values.pop()}" for name, values in same.items() if len(values) == 1]
-    print(
-        f"{len(runs)} runs" + (f", all with {' and '.join(common)}" if common else "") + "; ± is the standard deviation"
-    )
-    print(f"\n{table(found)}")
-    curves_figure(found).savefig(output)
-    print(f"\nCurves: {output}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compare runs: ``python scripts/compare.py``.
-
-    Args:
-        argv: Words of the command line; those of this process if None.
-
-    Returns:
-        Exit status.
-    """
-
-    def command() -> None:
-        parser = CommandParser("compare", "Compare finished runs; those that differ in the seed only count as one.")
-        parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="runs, or folders with runs in them")
-        parser.add_argument(
-            "--output",
-            type=Path,
-            default=Path("comparison.png"),
-            metavar="FILE",
-            help="picture of the curves [comparison.png]",
-        )
-        options = parser.parse_args(argv)
-        compare(options.folders, options.output)
-
-    return run(command)
+    all_with = f", all with {' and '.join(common)}" if common else ""
+    print(f"{len(runs)} runs{all_with}; ± is the standard deviation\n\n{_table(found)}")
+    _curves_figure(found).savefig(options.output)
+    print(f"\nCurves: {options.output}")

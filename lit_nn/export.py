@@ -24,7 +24,7 @@ from data_modules import DataError
 from lit_nn.callbacks import versions
 from lit_nn.checkpoint import load_classifier, read_checkpoint
 from lit_nn.classifier import LitClassifier
-from lit_nn.commands import CommandParser, run
+from lit_nn.commands import CommandParser, brief, command
 from lit_nn.flags import UsageError
 from lit_nn.models import BATCHES, METADATA, classifier_model, data_of, data_settings
 
@@ -73,9 +73,9 @@ class Trial:
     calibration: NDArray[np.uint8] | None
     about: str
 
-    def accuracy(self, logits: NDArray[np.float32]) -> float | None:
-        """Share of the images of which ``logits`` name the right class; None for random pixels."""
-        return None if self.labels is None else float((logits.argmax(1) == self.labels).mean())
+    def accuracy(self, logits: NDArray[np.float32]) -> float:
+        """Share of the images of which ``logits`` name the right class; only where there are labels."""
+        return float((logits.argmax(1) == self.labels).mean())
 
 
 # --- the formats --------------------------------------------------------------------------------------------------
@@ -90,34 +90,25 @@ def write_onnx(classifier: LitClassifier, metadata: Mapping[str, str], path: Pat
         path: Where it goes.
 
     Raises:
-        ExportError: If the network does things that no ONNX graph can hold.
+        Exception: Of any kind, if the network does things that no ONNX graph can hold.
     """
-    graph = _graph(classifier, "onnx")
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                graph,
-                dynamo=True,
-                external_data=False,
-                input_names=["pixels"],
-                output_names=["logits", "probabilities"],
-                dynamic_shapes=({0: "batch"},),
-                verbose=False,
-            )
-            assert program is not None
-            program.model.metadata_props.update(metadata)
-            program.save(path, external_data=False)
-    except Exception as error:  # the exporter raises all kinds of things
-        raise ExportError(_cannot(classifier, "onnx", error)) from error
+    program = torch.onnx.export(
+        _graph(classifier),
+        dynamo=True,
+        external_data=False,
+        input_names=["pixels"],
+        output_names=["logits", "probabilities"],
+        dynamic_shapes=({0: "batch"},),
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    program.save(path, external_data=False)
 
 
 def write_torch_export(classifier: LitClassifier, metadata: Mapping[str, str], path: Path) -> None:
-    """Write a program of torch.export, which runs without this project; arguments as in `write_onnx`.
-
-    Raises:
-        ExportError: If the network does things that no exported graph can hold.
-    """
-    torch.export.save(_graph(classifier, "torch_export"), path, extra_files={METADATA: json.dumps(dict(metadata))})
+    """Write a program of torch.export, which runs without this project; arguments as in `write_onnx`."""
+    torch.export.save(_graph(classifier), path, extra_files={METADATA: json.dumps(dict(metadata))})
 
 
 def write_safetensors(classifier: LitClassifier, metadata: Mapping[str, str], path: Path) -> None:
@@ -134,37 +125,10 @@ def write_state_dict(classifier: LitClassifier, metadata: Mapping[str, str], pat
     torch.save({name: tensor.clone() for name, tensor in classifier.net.state_dict().items()}, path)
 
 
-def _graph(classifier: LitClassifier, name: str) -> torch.export.ExportedProgram:
+def _graph(classifier: LitClassifier) -> torch.export.ExportedProgram:
     # A batch of two, because torch.export takes the sizes 0 and 1 for constants.
     pixels = torch.zeros(2, *classifier.hparams["image_shape"], dtype=torch.uint8)
-    sizes = ({0: torch.export.Dim("batch")},)
-    try:
-        with _quiet():
-            return torch.export.export(Exported(classifier), (pixels,), dynamic_shapes=sizes)
-    except Exception as error:  # torch.export raises all kinds of things
-        raise ExportError(_cannot(classifier, name, error)) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what torch and onnxruntime say about their own insides off the terminal."""
-    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
-def _cannot(classifier: LitClassifier, name: str, error: Exception) -> str:
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return (
-        f"net {classifier.hparams['net']} cannot be exported to {name}: {reason.strip()[:300]}\n"
-        "A graph cannot hold Python control flow that depends on the values in a batch; write it with torch.where, or "
-        "give the network another way under torch.compiler.is_exporting(). The formats safetensors and state_dict take "
-        "every network."
-    )
+    return torch.export.export(Exported(classifier), (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 @dataclass(frozen=True)
@@ -221,12 +185,12 @@ def run_again(path: Path, checkpoint: Path, images: NDArray[np.uint8]) -> dict[s
             return dict(arrays)
 
 
-def compare(name: str, found: Mapping[str, NDArray[np.float32]], trial: Trial, tolerance: float) -> str:
+def _compare(name: str, found: Mapping[str, NDArray[np.float32]], trial: Trial, tolerance: float) -> str:
     """Compare what an exported file gives with what the checkpoint gives.
 
     Args:
         name: The exported file, for messages.
-        found: "logits" and "probabilities" of all images (N, num_classes), and logits of the first few by other keys.
+        found: See `lit_nn.models.answer`.
         trial: The images, and the checkpoint's logits.
         tolerance: Largest difference of a logit that is allowed, relative to the largest logit.
 
@@ -251,9 +215,8 @@ def compare(name: str, found: Mapping[str, NDArray[np.float32]], trial: Trial, t
         )
     sizes = ", ".join(map(str, BATCHES))
     line = f"largest difference of logits {difference:.1e}, relative {relative:.1e}, at batches of {sizes} and all"
-    before, after = trial.accuracy(expected), trial.accuracy(found["logits"])
-    if before is not None and after is not None:
-        line += f"; accuracy {after:.2%}, checkpoint {before:.2%}"
+    if trial.labels is not None:
+        line += f"; accuracy {trial.accuracy(found['logits']):.2%}, checkpoint {trial.accuracy(expected):.2%}"
     return line
 
 
@@ -285,19 +248,13 @@ def trial_images(classifier: LitClassifier, data: dict[str, Any]) -> Trial:
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def describe(checkpoint: Path, classifier: LitClassifier, data: dict[str, Any], trial: Trial) -> dict[str, str]:
-    """What an exported file says of itself, all of it text.
-
-    Args:
-        checkpoint: What it is exported from.
-        classifier: The same, loaded.
-        data: See `lit_nn.models.data_settings`.
-        trial: The images it was tried on.
-    """
+def _describe(checkpoint: Path, classifier: LitClassifier, data: dict[str, Any], trial: Trial) -> dict[str, str]:
+    """What an exported file says of itself, all of it text; for ``data`` see `lit_nn.models.data_settings`."""
     channels, height, width = classifier.hparams["image_shape"]
     # Where the data lay is nobody's business; what else decides on the test part goes along.
     options = {name: value for name, value in data.get("options", {}).items() if name != "data_dir"}
-    accuracy = trial.accuracy(trial.logits)
+    measured = trial.labels is not None
+    accuracy = f"{trial.accuracy(trial.logits):.6f} on {trial.about}" if measured else "not measured"
     return {
         "format": "lit-nn 1",
         "class_names": json.dumps(classifier.hparams["class_names"]),
@@ -307,29 +264,17 @@ def describe(checkpoint: Path, classifier: LitClassifier, data: dict[str, Any], 
         "output": "logits and probabilities: float32 (batch, classes), in the order of class_names",
         "net": classifier.hparams["net"],
         "data": json.dumps({"class": data["class"], "options": options} if data else {}),
-        "test_accuracy": "not measured" if accuracy is None else f"{accuracy:.6f} on {trial.about}",
+        "test_accuracy": accuracy,
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "versions": json.dumps(versions()),
     }
 
 
-def export(checkpoint: Path, formats: Sequence[str], output: Path, tolerance: float, int8: bool = False) -> list[str]:
-    """Export a checkpoint; each file gets its name only after it was loaded again and found to give the same.
-
-    Args:
-        checkpoint: A .ckpt file.
-        formats: Some of `FORMATS`.
-        output: Where the files go, without the suffix.
-        tolerance: See `compare`.
-        int8: Whether to write OUTPUT.int8.onnx as well.
-
-    Returns:
-        What went wrong, by format; those that went well are there nevertheless.
+def _export(checkpoint: Path, formats: Sequence[str], output: Path, tolerance: float, int8: bool) -> None:
+    """Write files, each of which gets its name only after it was loaded again and found to give the same.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be loaded.
-        UsageError: If int8 is asked for where its accuracy cannot be measured.
-        OSError: If files cannot be written.
+        ExportError: If something went wrong; the files that went well are there nevertheless.
     """
     classifier = load_classifier(checkpoint)
     data = data_settings(read_checkpoint(checkpoint))
@@ -338,7 +283,7 @@ def export(checkpoint: Path, formats: Sequence[str], output: Path, tolerance: fl
         raise ExportError(f"{checkpoint}: the network's logits are not finite, so there is nothing to compare")
     if int8 and trial.calibration is None:
         raise UsageError(f"--int8 needs the data set, to measure what it costs; here are only {trial.about}")
-    metadata = describe(checkpoint, classifier, data, trial)
+    metadata = _describe(checkpoint, classifier, data, trial)
     print(f"Exported files are tried on {trial.about}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     failures = []
@@ -347,17 +292,50 @@ def export(checkpoint: Path, formats: Sequence[str], output: Path, tolerance: fl
             target = Path(f"{output}{FORMATS[name].suffix}")
             temporary = Path(folder) / target.name
             try:
-                FORMATS[name].write(classifier, metadata, temporary)
-                found = compare(target.name, run_again(temporary, checkpoint, trial.images), trial, tolerance)
+                _write(name, classifier, metadata, temporary)
+                found = _compare(target.name, run_again(temporary, checkpoint, trial.images), trial, tolerance)
                 _give_name(temporary, target, found)
                 if name == "onnx" and int8:
-                    small = target.with_name(f"{output.name}.int8.onnx")
-                    quantise(target, Path(folder) / small.name, trial)
-                    answer = run_again(Path(folder) / small.name, checkpoint, trial.images)
-                    _give_name(Path(folder) / small.name, small, cost(answer["logits"], trial))
+                    small = Path(folder) / f"{output.name}.int8.onnx"
+                    _quantise(target, small, trial)
+                    logits = run_again(small, checkpoint, trial.images)["logits"]
+                    _give_name(small, target.with_name(small.name), _cost(logits, trial))
             except ExportError as error:
                 failures.append(str(error))
-    return failures
+    if failures:
+        raise ExportError("\n".join(failures))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch and onnxruntime say about their own insides off the terminal."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _write(name: str, classifier: LitClassifier, metadata: Mapping[str, str], path: Path) -> None:
+    """Write a file in a format, without what torch says about its own insides.
+
+    Raises:
+        ExportError: If the format cannot hold the network.
+    """
+    try:
+        with _quiet():
+            FORMATS[name].write(classifier, metadata, path)
+    except OSError:
+        raise
+    except Exception as error:  # torch's exporters raise all kinds of things
+        raise ExportError(
+            f"net {classifier.hparams['net']} cannot be exported to {name}: {brief(error)}\n"
+            "A graph cannot hold Python control flow that depends on the values in a batch; write it with torch.where, "
+            "or give the network another way under torch.compiler.is_exporting(). The formats safetensors and "
+            "state_dict take every network."
+        ) from error
 
 
 def _give_name(temporary: Path, target: Path, found: str) -> None:
@@ -368,97 +346,69 @@ def _give_name(temporary: Path, target: Path, found: str) -> None:
     print(f"{target}: {size:,} bytes; {found}")
 
 
-def quantise(source: Path, target: Path, trial: Trial) -> None:
+def _quantise(source: Path, target: Path, trial: Trial) -> None:
     """Make an int8 model of an ONNX file: weights and activations of convolutions and linear layers.
 
     Static quantisation by onnxruntime, https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html,
     whose ranges come from training images.
-
-    Args:
-        source: The ONNX file.
-        target: Where the int8 one goes.
-        trial: What has the training images.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     assert trial.calibration is not None
+    parts = np.array_split(trial.calibration, max(1, len(trial.calibration) // 32))
+    inputs = iter([{"pixels": images} for images in parts])
 
     class Reader(CalibrationDataReader):
-        def __init__(self, images: NDArray[np.uint8]) -> None:
-            self.batches = iter(np.array_split(images, max(1, len(images) // 32)))
-
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-            images = next(self.batches, None)
-            return None if images is None else {"pixels": images}
+            return next(inputs, None)
 
     with _quiet():  # it advises to optimise the graph first, which torch's exporter has done
         quantize_static(
             source,
             target,
-            Reader(trial.calibration),
+            Reader(),
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
 
 
-def cost(logits: NDArray[np.float32], trial: Trial) -> str:
-    """What quantisation costs, one line.
-
-    Args:
-        logits: Of the int8 model, (N, num_classes).
-        trial: The images, with labels.
-    """
+def _cost(logits: NDArray[np.float32], trial: Trial) -> str:
+    """What quantisation costs, one line; ``logits`` are those of the int8 model."""
     before, after = trial.accuracy(trial.logits), trial.accuracy(logits)
-    assert before is not None
-    assert after is not None
     return f"accuracy {after:.2%}, checkpoint {before:.2%}: {100 * (after - before):+.2f} points"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export a checkpoint: ``python scripts/export.py``.
-
-    Args:
-        argv: Words of the command line; those of this process if None.
-
-    Returns:
-        Exit status.
-    """
-
-    def command() -> None:
-        parser = CommandParser(
-            "export", "Export a checkpoint for use elsewhere; each file is checked before it gets its name."
-        )
-        parser.add_argument(
-            "checkpoint", type=Path, metavar="CKPT", help="checkpoint of a run: RUN_DIR/checkpoints/best.ckpt"
-        )
-        parser.add_argument("--format", default="onnx", choices=[*FORMATS, "all"], help="what to write [onnx]")
-        parser.add_argument(
-            "--output", type=Path, help="name of the file; --format all adds the suffixes [that of CKPT]"
-        )
-        parser.add_argument(
-            "--tolerance", type=float, default=1e-4, help="difference of logits allowed, relative to the largest [1e-4]"
-        )
-        parser.add_argument("--int8", action="store_true", help="write OUTPUT.int8.onnx too, with 8-bit integers")
-        options = parser.parse_args(argv)
-        formats = list(FORMATS) if options.format == "all" else [options.format]
-        if options.int8 and "onnx" not in formats:
-            raise UsageError(f"--int8 is a kind of ONNX: it goes with --format onnx or all, not {options.format}")
-        if not options.tolerance >= 0:
-            raise UsageError(f"--tolerance is {options.tolerance}; it must be 0 or more, for instance 1e-4")
-        output = _without_suffix(options.output or options.checkpoint.with_suffix(""), formats)
-        failures = export(options.checkpoint, formats, output, options.tolerance, options.int8)
-        if failures:
-            raise ExportError("\n".join(failures))
-
-    return run(command)
-
-
-def _without_suffix(output: Path, formats: Sequence[str]) -> Path:
-    """A name given with ``--output`` without the suffix of a format, which may be left out."""
-    suffixes = {FORMATS[name].suffix for name in FORMATS}
-    if output.suffix not in suffixes:
-        return output
-    if [output.suffix] != [FORMATS[name].suffix for name in formats]:
-        raise UsageError(f"--output {output} does not fit --format: give it without the suffix {output.suffix}")
-    return output.with_suffix("")
+@command
+def main(words: list[str]) -> None:
+    """Export a checkpoint: ``python scripts/export.py``."""
+    parser = CommandParser(
+        "export", "Export a checkpoint for use elsewhere; each file is checked before it gets its name."
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help="checkpoint of a run: RUN_DIR/checkpoints/best.ckpt"
+    )
+    parser.add_argument(
+        "--format",
+        default="onnx",
+        choices=[*FORMATS, "all"],
+        help="what to write [onnx]; a torch_export file (.pt2) is unpickled when it is opened, which can run code: "
+        "open no stranger's",
+    )
+    parser.add_argument("--output", type=Path, help="name of the file; --format all adds the suffixes [that of CKPT]")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="difference of logits allowed, relative to the largest [1e-4]"
+    )
+    parser.add_argument("--int8", action="store_true", help="write OUTPUT.int8.onnx too, with 8-bit integers")
+    options = parser.parse_args(words)
+    formats = list(FORMATS) if options.format == "all" else [options.format]
+    if options.int8 and "onnx" not in formats:
+        raise UsageError(f"--int8 is a kind of ONNX: it goes with --format onnx or all, not {options.format}")
+    if not options.tolerance >= 0:
+        raise UsageError(f"--tolerance is {options.tolerance}; it must be 0 or more, for instance 1e-4")
+    output = options.output or options.checkpoint.with_suffix("")
+    if output.suffix in {made.suffix for made in FORMATS.values()}:  # which may be left out
+        if formats != [name for name in FORMATS if FORMATS[name].suffix == output.suffix]:
+            raise UsageError(f"--output {output} does not fit --format: give it without the suffix {output.suffix}")
+        output = output.with_suffix("")
+    _export(options.checkpoint, formats, output, options.tolerance, options.int8)

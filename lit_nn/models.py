@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_nn.commands import brief
 from lit_nn.flags import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lit_nn.classifier import LitClassifier
 
 METADATA = "metadata.json"  # the file inside a .pt2
+MODEL_HELP = "a checkpoint (.ckpt) or an export (.onnx, .safetensors, .pt2); a stranger's .pt2 can run code"
 BATCH = 128  # images that go through a model at once
 BATCHES = (1, 2, 17)  # sizes at which an exported file is tried, besides that
 
@@ -102,10 +104,9 @@ def answer(path: str, images: str, results: str, checkpoint: str) -> None:
 def _with_state_dict(path: str, checkpoint: str) -> Model:
     import torch
 
-    from lit_nn.checkpoint import read_checkpoint
-    from lit_nn.classifier import LitClassifier
+    from lit_nn.checkpoint import load_classifier
 
-    classifier = LitClassifier(**read_checkpoint(checkpoint)["hyper_parameters"])
+    classifier = load_classifier(checkpoint)
     classifier.net.load_state_dict(torch.load(path, weights_only=True))
     return classifier_model(classifier, {})
 
@@ -142,17 +143,15 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
 
     options: dict[str, Any] = {}
     if name is None:
-        found = [cls for cls in DATA_MODULES.values() if cls.__name__ == model.data.get("class")]
-        if not found:
+        options |= model.data.get("options", {})
+        name = next((key for key, cls in DATA_MODULES.items() if cls.__name__ == model.data.get("class")), None)
+        if name is None:
             raise UsageError(
                 "the model does not name a data set of this project: choose one with --data and --data_dir"
             )
-        data_class = found[0]
-        options = dict(model.data["options"])
-    elif name in DATA_MODULES:
-        data_class = DATA_MODULES[name]
-    else:
+    elif name not in DATA_MODULES:
         raise UsageError(f"unknown data set '{name}'.{nearest(name, DATA_MODULES)} Allowed: {', '.join(DATA_MODULES)}")
+    data_class = DATA_MODULES[name]
     if "image_size" in inspect.signature(data_class).parameters:  # its pictures can be had in the model's size
         options |= {"image_size": model.image_shape[1], "channels": model.image_shape[0]}
     if data_dir is not None:
@@ -190,7 +189,7 @@ def _open_onnx(path: Path) -> Model:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's own kinds of errors have nothing else in common
-        raise ModelError(f"{path}: damaged, or not an ONNX file at all ({_first_line(error)})") from error
+        raise ModelError(f"{path}: damaged, or not an ONNX file at all ({brief(error)})") from error
 
     def run(images: NDArray[np.uint8]) -> Answer:
         logits, probabilities = session.run(["logits", "probabilities"], {"pixels": images})
@@ -209,7 +208,7 @@ def _open_program(path: Path) -> Model:
         program = torch.export.load(path, extra_files=files).module()
         metadata = json.loads(files[METADATA] or "{}")
     except Exception as error:  # torch raises all kinds of things at damaged files
-        raise ModelError(f"{path}: damaged, or not a program of torch.export at all ({_first_line(error)})") from error
+        raise ModelError(f"{path}: damaged, or not a program of torch.export at all ({brief(error)})") from error
 
     @torch.inference_mode()
     def run(images: NDArray[np.uint8]) -> Answer:
@@ -220,35 +219,36 @@ def _open_program(path: Path) -> Model:
 
 
 def _open_checkpoint(path: Path) -> Model:
-    from lit_nn.checkpoint import CheckpointError, load_classifier, read_checkpoint
+    from lit_nn.checkpoint import load_classifier, read_checkpoint
 
-    try:
-        return classifier_model(load_classifier(path), data_settings(read_checkpoint(path)))
-    except CheckpointError as error:
-        raise ModelError(str(error)) from error
+    return classifier_model(load_classifier(path), data_settings(read_checkpoint(path)))
 
 
 def _open_safetensors(path: Path) -> Model:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    from lit_nn.checkpoint import check_network
     from lit_nn.classifier import LitClassifier
 
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
-        classifier = LitClassifier(**json.loads(metadata["hyper_parameters"]))
+        hyper_parameters = json.loads(metadata["hyper_parameters"])
+        if misfit := check_network(hyper_parameters, tensors):
+            raise ValueError(misfit)
+        classifier = LitClassifier(**hyper_parameters)
         classifier.load_state_dict(tensors)
         return classifier_model(classifier, json.loads(metadata["data"]))
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{path}: damaged, or not made by scripts/export.py ({_first_line(error)})") from error
+    except Exception as error:  # what a file says of itself can be anything
+        raise ModelError(f"{path}: damaged, or not made by scripts/export.py ({brief(error)})") from error
 
 
 def classifier_model(classifier: "LitClassifier", data: dict[str, Any]) -> Model:
     """A classifier as a `Model`.
 
     Args:
-        classifier: On the CPU; it is put into eval mode.
+        classifier: It is put into eval mode, and stays on its device.
         data: See `Model`.
     """
     import torch
@@ -257,14 +257,11 @@ def classifier_model(classifier: "LitClassifier", data: dict[str, Any]) -> Model
 
     @torch.inference_mode()
     def run(images: NDArray[np.uint8]) -> Answer:
-        logits = classifier(torch.from_numpy(np.ascontiguousarray(images)))  # (B, num_classes)
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(classifier.device)
+        logits = classifier(pixels).float().cpu()  # (B, num_classes)
         return logits.numpy(), logits.softmax(1).numpy()
 
     return Model(classifier.hparams["class_names"], tuple(classifier.hparams["image_shape"]), data, run)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 OPENERS: dict[str, Callable[[Path], Model]] = {

@@ -9,11 +9,9 @@ import stat
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -21,25 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from lit_nn.commands import CommandParser, run
-from lit_nn.flags import UsageError
-from lit_nn.models import BATCH, Model, batches, open_model
-
-if TYPE_CHECKING:
-    from data_modules import pictures
-    from lit_nn.classifier import LitClassifier
+from lit_nn.commands import CommandParser, command
+from lit_nn.flags import ROOT, UsageError
+from lit_nn.models import MODEL_HELP, Model, batches, classifier_model, open_model
 
 
 def _load_pictures() -> ModuleType:
     """data_modules.pictures, without data_modules/__init__.py, whose data sets import torch and lightning: seconds."""
     name = "data_modules.pictures"
     if name not in sys.modules:
-        package = importlib.util.find_spec("data_modules")
-        assert package is not None
-        assert package.origin is not None
-        spec = importlib.util.spec_from_file_location(name, Path(package.origin).with_name("pictures.py"))
+        spec = importlib.util.spec_from_file_location(name, ROOT / "data_modules" / "pictures.py")
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -47,7 +38,10 @@ def _load_pictures() -> ModuleType:
     return sys.modules[name]
 
 
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    from data_modules import pictures
+    from lit_nn.classifier import LitClassifier
+else:
     pictures = _load_pictures()
 
 MANY = 200  # pictures from which on there is a progress bar
@@ -123,23 +117,15 @@ def predict(classifier: "LitClassifier", images: Any, top_k: int = 1) -> list[Pr
     if isinstance(images, torch.Tensor):
         images = images.cpu().numpy()  # a whole batch at once
     several = list(images) if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else [images]
-    pixels = [_pixels(picture, shape) for picture in several]  # (C, H, W) each
+    if not several:
+        return []
+    pixels = np.stack([_pixels(picture, shape) for picture in several])  # (N, C, H, W)
     was_training = classifier.training
-    classifier.eval()
     try:
-        with torch.inference_mode():
-            probabilities = [
-                classifier(torch.from_numpy(np.stack(pixels[rows])).to(classifier.device))
-                .softmax(1)
-                .float()
-                .cpu()
-                .numpy()
-                for rows in batches(len(pixels))
-            ]
+        _, probabilities = classifier_model(classifier, {}).run_all(pixels)
     finally:
         classifier.train(was_training)
-    names = classifier.hparams["class_names"]
-    return [prediction for part in probabilities for prediction in ranked(part, names, top_k)]
+    return ranked(probabilities, classifier.hparams["class_names"], top_k)
 
 
 def _pixels(picture: Any, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -155,12 +141,7 @@ def _pixels(picture: Any, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
             raise ValueError(f"pixels have the shape {array.shape}, not {shape}, (H, W), (H, W, 3) or (H, W, 4)")
         picture = Image.fromarray(array)
-    # Through a file in memory, so that it goes exactly the way of a file on the disk.
-    if picture.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):
-        picture = picture.convert("RGB")  # PNG has no other colours
-    file = BytesIO()
-    picture.save(file, "PNG", compress_level=0, exif=picture.getexif())
-    return pictures.prepare_picture(file, *_target(shape))  # type: ignore[arg-type]  # a Path, or what Pillow opens
+    return pictures.prepare_image(ImageOps.exif_transpose(picture), *_target(shape))  # a copy, turned upright
 
 
 def _target(shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -177,30 +158,26 @@ def _target(shape: tuple[int, int, int]) -> tuple[int, int]:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one file.
+@dataclass
+class Source:
+    """A file to be classified.
 
     Attributes:
-        name: The file, as it can be printed.
-        prediction: What it shows; None if it cannot be read.
-        error: Why it cannot be read.
+        name: What it is called in the report.
+        path: Where it is; None if it was not found.
+        error: Why it cannot be read; "" as long as nothing is wrong.
     """
 
     name: str
-    prediction: Prediction | None = None
+    path: Path | None = None
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file to be classified: its path, and the name that it is reported by."""
-
-    path: Path
-    name: str
+Results = Iterator[tuple[Source, Prediction | None]]
+"""Files and what they show; None if they cannot be read."""
 
 
-def find_pictures(words: Sequence[str], folder: Path) -> Iterator[Source | Outcome]:
+def find_pictures(words: Sequence[str], folder: Path) -> Iterator[Source]:
     """Find the files that a command line means.
 
     Args:
@@ -217,16 +194,20 @@ def find_pictures(words: Sequence[str], folder: Path) -> Iterator[Source | Outco
         if word == "-":
             yield from _standard_input(folder)
         elif os.path.isdir(word):  # noqa: PTH112
-            yield from _in_folder(Path(word))
+            yield from _in_folder(word)
         elif os.path.lexists(word):
-            yield Source(Path(word), pictures.printable(word))
+            yield _source(word)
         elif matches := [match for match in glob.glob(word, recursive=True) if os.path.isfile(match)]:  # noqa: PTH113, PTH207
-            yield from (Source(Path(match), pictures.printable(match)) for match in sorted(matches))
+            yield from map(_source, sorted(matches))
         else:
-            yield Outcome(pictures.printable(word), error="no such file or folder")
+            yield _source(word, "no such file or folder")
 
 
-def _standard_input(folder: Path) -> Iterator[Source | Outcome]:
+def _source(path: str, error: str = "") -> Source:
+    return Source(pictures.printable(path), None if error else Path(path), error)
+
+
+def _standard_input(folder: Path) -> Iterator[Source]:
     data = sys.stdin.buffer.read()
     try:
         lines = data.decode().splitlines()
@@ -237,88 +218,72 @@ def _standard_input(folder: Path) -> Iterator[Source | Outcome]:
     else:
         path = folder / "picture"
         path.write_bytes(data)
-        yield Source(path, "-")
+        yield Source("-", path)
 
 
-def _in_folder(folder: Path) -> Iterator[Source | Outcome]:
-    found = False
+def _in_folder(folder: str) -> Iterator[Source]:
     closed: list[OSError] = []
-    for place, inner, names in os.walk(folder, onerror=closed.append):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place, name)
-            if path.suffix.lower() not in pictures.SUFFIXES or name.startswith("."):
-                continue
-            found = True
-            yield Source(path, pictures.printable(path))
+    found = False
+    for path in pictures.picture_paths(folder, closed.append):
+        found = True
+        yield _source(path)
     for error in closed:
-        yield Outcome(pictures.printable(error.filename), error=error.strerror or str(error))
+        yield _source(error.filename, error.strerror or str(error))
     if not found and not closed:
-        yield Outcome(pictures.printable(folder), error=f"no file in it ends in {', '.join(sorted(pictures.SUFFIXES))}")
+        yield _source(folder, f"no file in it ends in {', '.join(sorted(pictures.SUFFIXES))}")
 
 
-def predict_files(model: Model, files: Iterable[Source | Outcome], top_k: int) -> Iterator[list[Outcome]]:
+def predict_files(model: Model, files: Sequence[Source], top_k: int) -> Results:
     """Classify files; threads decode the next ones while the model runs.
 
     Args:
         model: An opened model.
-        files: The files, and what was not found, which is passed on.
+        files: The files; those that turn out to be unreadable get their ``error``.
         top_k: How many classes to name for each.
 
     Yields:
-        What became of them, a batch at a time, in their order.
+        See `Results`; in the order of the files.
 
     Raises:
         UsageError: If the model does not take pictures.
     """
     size, channels = _target(model.image_shape)
 
-    def decode(part: list[Source | Outcome]) -> list[NDArray[np.uint8] | str]:
-        return [_decoded(file, size, channels) for file in part]
+    def decode(part: Sequence[Source]) -> list[NDArray[np.uint8]]:
+        """Pixels (C, H, W) of those that can be read."""
+        return [pixels for file in part if (pixels := _decoded(file, size, channels)) is not None]
 
-    def finish(part: list[Source | Outcome], decoded: list[NDArray[np.uint8] | str]) -> list[Outcome]:
-        pixels = [item for item in decoded if not isinstance(item, str)]
+    def classified(part: Sequence[Source], decoding: Future[list[NDArray[np.uint8]]]) -> Results:
+        pixels = decoding.result()
         found = iter(ranked(model.run(np.stack(pixels))[1], model.class_names, top_k) if pixels else [])
-        return [
-            Outcome(file.name, error=item) if isinstance(item, str) else Outcome(file.name, next(found))
-            for file, item in zip(part, decoded, strict=True)
-        ]
+        for file in part:
+            yield file, None if file.error else next(found)
 
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[list[Source | Outcome], Future[Any]]] = deque()
-        for part in _parts(files, BATCH):
+        waiting: deque[tuple[Sequence[Source], Future[list[NDArray[np.uint8]]]]] = deque()
+        for rows in batches(len(files)):
+            part = files[rows]
             waiting.append((part, pool.submit(decode, part)))
             if len(waiting) > 2 * threads:  # enough to keep everyone busy, and no more in memory
-                part, future = waiting.popleft()
-                yield finish(part, future.result())
-        for part, future in waiting:
-            yield finish(part, future.result())
+                yield from classified(*waiting.popleft())
+        while waiting:
+            yield from classified(*waiting.popleft())
 
 
-def _decoded(file: Source | Outcome, size: int, channels: int) -> NDArray[np.uint8] | str:
-    """Pixels (C, H, W) of a file, or why there are none."""
-    if isinstance(file, Outcome):
-        return file.error
+def _decoded(file: Source, size: int, channels: int) -> NDArray[np.uint8] | None:
+    """Pixels (C, H, W) of a file; None, and the reason in the file's ``error``, if it cannot be read."""
+    if file.path is None:
+        return None
     try:
-        if not stat.S_ISREG(os.stat(file.path).st_mode):  # noqa: PTH116 (Path.stat takes longer)
-            return "not a file"  # opening a pipe or a device could wait for ever
-        return pictures.prepare_picture(file.path, size, channels)
+        if stat.S_ISREG(os.stat(file.path).st_mode):  # noqa: PTH116 (Path.stat takes longer)
+            return pictures.prepare_picture(file.path, size, channels)
+        file.error = "not a file"  # opening a pipe or a device could wait for ever
     except pictures.PictureError as error:
-        return str(error)
+        file.error = str(error)
     except OSError as error:
-        return error.strerror or str(error)
-
-
-def _parts(files: Iterable[Source | Outcome], size: int) -> Iterator[list[Source | Outcome]]:
-    part: list[Source | Outcome] = []
-    for file in files:
-        part.append(file)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
+        file.error = error.strerror or str(error)
+    return None
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -329,126 +294,88 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def _table_row(outcome: Outcome, width: int, label_width: int) -> str:
-    assert outcome.prediction is not None
-    pairs = zip(outcome.prediction.labels, outcome.prediction.probabilities, strict=True)
-    return f"{_one_line(outcome.name):<{width}}  " + "  ".join(f"{name:<{label_width}} {p:6.1%}" for name, p in pairs)
+def _say_what_cannot_be_read(results: Results) -> Results:
+    for file, prediction in results:
+        if prediction is None:
+            print(f"{_one_line(file.name)}: {file.error}", file=sys.stderr)
+        yield file, prediction
 
 
-def _as_json(outcome: Outcome) -> str:
-    if outcome.prediction is None:
-        return json.dumps({"path": outcome.name, "error": outcome.error}, ensure_ascii=False)
-    pairs = zip(outcome.prediction.labels, outcome.prediction.probabilities, strict=True)
-    predictions = [{"label": label, "probability": round(share, 6)} for label, share in pairs]
-    return json.dumps({"path": outcome.name, "predictions": predictions}, ensure_ascii=False)
+def _print_table(results: Results, width: int, label_width: int) -> None:
+    for file, prediction in results:
+        if prediction is not None:
+            pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+            cells = [f"{label:<{label_width}} {share:6.1%}" for label, share in pairs]
+            print(f"{_one_line(file.name):<{width}}", *cells, sep="  ")
 
 
-def _csv_row(outcome: Outcome, top_k: int) -> list[str]:
-    cells: list[str] = []
-    if outcome.prediction is not None:
-        for label, share in zip(outcome.prediction.labels, outcome.prediction.probabilities, strict=True):
-            cells += [label, f"{share:.6f}"]
-    return [outcome.name, *cells, *[""] * (2 * top_k - len(cells)), outcome.error]
+def _print_json(results: Results) -> None:
+    """Print a list with an object for each file."""
+    print("[", end="")
+    for number, (file, prediction) in enumerate(results):
+        entry: dict[str, Any] = {"path": file.name}
+        if prediction is None:
+            entry["error"] = file.error
+        else:
+            pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+            entry["predictions"] = [{"label": label, "probability": round(share, 6)} for label, share in pairs]
+        print("," if number else "", json.dumps(entry, ensure_ascii=False), sep="\n", end="")
+    print("\n]")
 
 
-def predict_command(model_path: Path, words: Sequence[str], top_k: int, as_json: bool, csv_path: Path | None) -> None:
-    """Classify files and print a table, or JSON, or write a CSV file.
+def _write_csv(results: Results, path: Path, top_k: int) -> None:
+    """Write a row for each file: path, label, probability, label_2, probability_2 and so on, error."""
+    with path.open("w", newline="", encoding="utf-8") as target:
+        writer = csv.writer(target)
+        numbers = ["", *(f"_{number}" for number in range(2, top_k + 1))]
+        names = [name + number for number in numbers for name in ("label", "probability")]
+        writer.writerow(["path", *names, "error"])
+        for file, prediction in results:
+            cells = [""] * len(names)
+            if prediction is not None:
+                cells[::2] = prediction.labels
+                cells[1::2] = [f"{share:.6f}" for share in prediction.probabilities]
+            writer.writerow([file.name, *cells, file.error])
 
-    Args:
-        model_path: See `open_model`.
-        words: See `find_pictures`.
-        top_k: How many classes to name for each picture.
-        as_json: Whether to print JSON: a list with an object for each file.
-        csv_path: Where a CSV file goes, with a row for each file; None for none.
 
-    Raises:
-        UsageError: If the model is of an unknown kind.
-        ModelError: If it cannot be opened.
-        OSError: If the CSV file cannot be written, or, at the end, if some files could not be read.
-    """
+@command
+def main(words: list[str]) -> None:
+    """Classify picture files: ``python scripts/predict.py``."""
+    parser = CommandParser("predict", "Name what picture files show.")
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help='pictures, folders, patterns ("shoes/**/*.jpg"); - for standard input: one picture, or lines of paths',
+    )
+    parser.add_argument("--top_k", type=int, default=1, metavar="N", help="classes to name for each picture [1]")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV file instead of a table")
+    options = parser.parse_args(words)
+    if options.top_k < 1:
+        raise UsageError(f"--top_k is {options.top_k}; it must be at least 1")
+
     warnings.filterwarnings("ignore", module="PIL")  # what matters about a file comes as an error
-    model = open_model(model_path)
-    top_k = min(top_k, len(model.class_names))
-    with ExitStack() as stack:
-        files = list(find_pictures(words, Path(stack.enter_context(TemporaryDirectory()))))
-        report: Callable[[list[Outcome]], None]
-        if csv_path is not None:
-            writer = csv.writer(stack.enter_context(csv_path.open("w", newline="", encoding="utf-8")))
-            numbers = ["", *(f"_{number}" for number in range(2, top_k + 1))]
-            names = [name + number for number in numbers for name in ("label", "probability")]
-            writer.writerow(["path", *names, "error"])
+    model = open_model(options.model)
+    top_k = min(options.top_k, len(model.class_names))
+    with TemporaryDirectory() as folder:
+        files = list(find_pictures(options.paths, Path(folder)))
+        results = _say_what_cannot_be_read(predict_files(model, files, top_k))
+        printing = options.csv is None and sys.stdout.isatty()  # which shows the progress as well
+        if len(files) >= MANY and sys.stderr.isatty() and not printing:
+            from tqdm import tqdm  # only here, because importing it takes as long as a few hundred pictures
 
-            def report(outcomes: list[Outcome]) -> None:
-                writer.writerows(_csv_row(outcome, top_k) for outcome in outcomes)
-        elif as_json:
-            separator = "[\n"
-
-            def report(outcomes: list[Outcome]) -> None:
-                nonlocal separator
-                print(separator + ",\n".join(map(_as_json, outcomes)), end="")
-                separator = ",\n"
+            results = tqdm(results, total=len(files), unit=" pictures")
+        if options.csv:
+            _write_csv(results, options.csv, top_k)
+        elif options.json:
+            _print_json(results)
         else:
             width = min(max((len(file.name) for file in files), default=0), 80)
-            label_width = max(map(len, model.class_names))
-
-            def report(outcomes: list[Outcome]) -> None:
-                for outcome in outcomes:
-                    if outcome.prediction is not None:
-                        print(_table_row(outcome, width, label_width))
-
-        printing = csv_path is None and sys.stdout.isatty()  # which shows the progress as well
-        bar = _progress_bar(0 if printing else len(files), stack)
-        failed = 0
-        for outcomes in predict_files(model, files, top_k):
-            bar(len(outcomes))
-            report(outcomes)
-            for outcome in outcomes:
-                if outcome.prediction is None:
-                    print(f"{_one_line(outcome.name)}: {outcome.error}", file=sys.stderr)
-                    failed += 1
-        if as_json:
-            print("\n]" if files else "[]")
-    if failed:
+            _print_table(results, width, max(map(len, model.class_names)))
+    if failed := sum(file.error != "" for file in files):
         raise OSError(f"{failed:,} of {len(files):,} files could not be read")
-    if csv_path is not None:
-        print(f"{len(files):,} predictions: {csv_path}")
-
-
-def _progress_bar(count: int, stack: ExitStack) -> Callable[[int], object]:
-    """What to tell how many files are done; draws only for many of them, and only for a person who would see it."""
-    if count < MANY or not sys.stderr.isatty():
-        return lambda done: None
-    from tqdm import tqdm  # only here, because importing it takes as long as a few hundred pictures
-
-    return stack.enter_context(tqdm(total=count, unit=" pictures")).update
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Classify picture files: ``python scripts/predict.py``.
-
-    Args:
-        argv: Words of the command line; those of this process if None.
-
-    Returns:
-        Exit status.
-    """
-
-    def command() -> None:
-        parser = CommandParser("predict", "Name what picture files show.")
-        parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint (.ckpt) or an export (.onnx, .pt2)")
-        parser.add_argument(
-            "paths",
-            nargs="+",
-            metavar="PATH",
-            help='pictures, folders, patterns ("shoes/**/*.jpg"); - for standard input: one picture, or lines of paths',
-        )
-        parser.add_argument("--top_k", type=int, default=1, metavar="N", help="classes to name for each picture [1]")
-        output = parser.add_mutually_exclusive_group()
-        output.add_argument("--json", action="store_true", help="print JSON instead of a table")
-        output.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV file instead of a table")
-        options = parser.parse_args(argv)
-        if options.top_k < 1:
-            raise UsageError(f"--top_k is {options.top_k}; it must be at least 1")
-        predict_command(options.model, options.paths, options.top_k, options.json, options.csv)
-
-    return run(command)
+    if options.csv:
+        print(f"{len(files):,} predictions: {options.csv}")

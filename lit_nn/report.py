@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from lit_nn.commands import CommandParser, run
-from lit_nn.models import Model, classifier_model, data_of, open_model
+from lit_nn.commands import CommandParser, command
+from lit_nn.models import MODEL_HELP, Model, classifier_model, data_of, open_model
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -98,28 +97,27 @@ def metrics(answers: Answers) -> dict[str, Any]:
     confusion = answers.confusion
     count = len(answers.labels)
     right = confusion.diagonal()  # (num_classes,)
-    precision = right / np.maximum(confusion.sum(0), 1)
-    recall = right / np.maximum(confusion.sum(1), 1)
-    f1 = 2 * right / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
-    accuracy = right.sum() / count
+    predicted, labelled = confusion.sum(0), confusion.sum(1)  # images of each class, (num_classes,)
+    scores = {  # (num_classes,) each
+        "precision": right / np.maximum(predicted, 1),
+        "recall": right / np.maximum(labelled, 1),
+        "f1": 2 * right / np.maximum(predicted + labelled, 1),
+    }
     best_three = np.argsort(-answers.logits, axis=1, kind="stable")[:, :3]  # (N, 3)
     shifted = answers.logits.astype(np.float64) - answers.logits.max(1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(count), answers.labels]  # (N,)
-    shares, means, accuracies = calibration(answers)
     return {
         "images": count,
-        "accuracy": float(accuracy),
+        "accuracy": float(right.sum() / count),
         "accuracy_interval_95": list(wilson_interval(int(right.sum()), count)),
         "top_3_accuracy": float((best_three == answers.labels[:, None]).any(1).mean()),
         "loss": float(losses.mean()),
-        "calibration_error": float((shares * np.abs(means - accuracies)).sum()),
-        "macro": {"precision": float(precision.mean()), "recall": float(recall.mean()), "f1": float(f1.mean())},
+        "calibration_error": calibration(answers)[0],
+        "macro": {score: float(values.mean()) for score, values in scores.items()},
         "per_class": {
             name: {
-                "precision": float(precision[label]),
-                "recall": float(recall[label]),
-                "f1": float(f1[label]),
-                "support": int(confusion[label].sum()),
+                **{score: float(values[label]) for score, values in scores.items()},
+                "support": int(labelled[label]),
             }
             for label, name in enumerate(answers.class_names)
         },
@@ -140,36 +138,30 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     return float(max(0, centre - half)), float(min(1, centre + half))
 
 
-def calibration(answers: Answers) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def calibration(answers: Answers) -> tuple[float, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Compare how sure the model was with how often it was right, in bins of equal width of its confidence.
-
-    The sum of the bins' shares times their differences is the expected calibration error of Guo et al., "On
-    Calibration of Modern Neural Networks" (2017).
 
     Args:
         answers: The model's answers.
 
     Returns:
-        For each bin the share of all images in it, their mean confidence and their accuracy, (BINS,) each; the last
-        two are 0 where a bin is empty.
+        The expected calibration error of Guo et al., "On Calibration of Modern Neural Networks" (2017): the mean
+        difference over all images. And for each bin the share of all images in it, their mean confidence and their
+        accuracy, (BINS,) each; the last two are 0 where a bin is empty.
     """
     bins = np.minimum((answers.confidence * BINS).astype(int), BINS - 1)  # (N,)
     counts = np.bincount(bins, minlength=BINS)
     means = np.bincount(bins, answers.confidence, BINS) / np.maximum(counts, 1)
     accuracies = np.bincount(bins, answers.predicted == answers.labels, BINS) / np.maximum(counts, 1)
-    return counts / len(bins), means, accuracies
+    shares = counts / len(bins)
+    return float((shares * np.abs(means - accuracies)).sum()), shares, means, accuracies
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
 def confusion_figure(answers: Answers, title: str) -> Figure:
-    """Draw the confusion matrix: counts, coloured by their share of the true class.
-
-    Args:
-        answers: The model's answers.
-        title: First line of the title.
-    """
+    """Draw the confusion matrix: counts, coloured by their share of the true class."""
     confusion, names = answers.confusion, [_short(name) for name in answers.class_names]
     count = len(names)
     cell = 0.62 if count <= MOST_NUMBERS else max(0.14, 18 / count)
@@ -195,13 +187,8 @@ def confusion_figure(answers: Answers, title: str) -> Figure:
 
 
 def mistakes_figure(answers: Answers, images: NDArray[np.uint8], title: str) -> Figure:
-    """Draw the mistakes of which the model was most sure.
-
-    Args:
-        answers: The model's answers.
-        images: The images, uint8 (N, C, H, W), gray or colour.
-        title: First line of the title.
-    """
+    """Draw the mistakes of which the model was most sure; images are uint8 (N, C, H, W), gray or colour."""
+    names = [_short(name) for name in answers.class_names]
     wrong = np.flatnonzero(answers.predicted != answers.labels)
     worst = wrong[np.argsort(-answers.confidence[wrong], kind="stable")][:MISTAKES]
     rows = max(1, -(-len(worst) // COLUMNS))
@@ -215,28 +202,17 @@ def mistakes_figure(answers: Answers, images: NDArray[np.uint8], title: str) -> 
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, row in zip(grid.flat, worst, strict=False):
-        channels = images.shape[1]
-        pixels = images[row, 0] if channels == 1 else images[row].transpose(1, 2, 0)
-        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        true, predicted = (
-            _short(answers.class_names[label]) for label in (answers.labels[row], answers.predicted[row])
-        )
-        axes.set_title(
-            f"is {true}\nsaid {predicted}\n{answers.confidence[row]:.1%}   (image {row})", fontsize=8, parse_math=False
-        )
+        axes.imshow(images[row].transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        true, said = names[answers.labels[row]], names[answers.predicted[row]]
+        text = f"is {true}\nsaid {said}\n{answers.confidence[row]:.1%}   (image {row})"
+        axes.set_title(text, fontsize=8, parse_math=False)
     return figure
 
 
 def reliability_figure(answers: Answers, title: str) -> Figure:
-    """Draw how often the model was right against how sure it was, and how many images that stands for.
-
-    Args:
-        answers: The model's answers.
-        title: First line of the title.
-    """
-    shares, means, accuracies = calibration(answers)
+    """Draw how often the model was right against how sure it was, and how many images that stands for."""
+    error, shares, means, accuracies = calibration(answers)
     filled = shares > 0
-    error = (shares * np.abs(means - accuracies)).sum()
     figure = Figure((6, 6.6), 120, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     centres, width = (np.arange(BINS) + 0.5) / BINS, 1 / BINS
@@ -319,59 +295,39 @@ def add_to_tensorboard(writer: "SummaryWriter", classifier: "LitClassifier", dat
     writer.add_figure("test/mistakes", mistakes_figure(answers, images, title))
 
 
-def evaluate(model_path: Path, data_name: str | None, data_dir: str | None, folder: Path) -> None:
-    """Try a model on a test set, write the report and print the numbers.
-
-    Args:
-        model_path: See `lit_nn.models.open_model`.
-        data_name: See `lit_nn.models.data_of`.
-        data_dir: See `lit_nn.models.data_of`.
-        folder: See `write_report`.
-
-    Raises:
-        UsageError: If model and data set do not fit.
-        ModelError: If the model cannot be opened.
-        DataError: If the data set cannot be had.
-        OSError: If something cannot be written.
-    """
-    model = open_model(model_path)
-    data = data_of(model, data_name, data_dir)
-    data.prepare_data()
-    answers, images = answer_test_images(model, data)
-    title = f"{model_path.name} on the test images of {type(data).__name__}"
-    found = write_report(answers, images, title, folder)
-    width = max(len("macro mean"), *map(len, model.class_names))
-    print(f"{title}\n\n{'class':<{width}}  precision  recall      f1  support")
-    for name, row in [*found["per_class"].items(), ("macro mean", {**found["macro"], "support": found["images"]})]:
+def _print_table(found: dict[str, Any]) -> None:
+    """Print what `metrics` found: a row for each class, their means, and a line for all images."""
+    rows = {**found["per_class"], "macro mean": {**found["macro"], "support": found["images"]}}
+    width = max(map(len, rows))
+    print(f"{'class':<{width}}  precision  recall      f1  support")
+    for name, row in rows.items():
         print(f"{name:<{width}}  {row['precision']:9.2%} {row['recall']:7.2%} {row['f1']:7.2%} {row['support']:8,}")
     low, high = found["accuracy_interval_95"]
     print(
         f"\naccuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
         f"top 3 {found['top_3_accuracy']:.2%}, "
-        f"loss {found['loss']:.4f}, calibration error {found['calibration_error']:.2%}\nReport: {folder}"
+        f"loss {found['loss']:.4f}, calibration error {found['calibration_error']:.2%}"
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate a model: ``python scripts/evaluate.py``.
-
-    Args:
-        argv: Words of the command line; those of this process if None.
-
-    Returns:
-        Exit status.
-    """
-
-    def command() -> None:
-        parser = CommandParser("evaluate", "Report what a checkpoint or an exported model is worth on a test set.")
-        parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint (.ckpt) or an export (.onnx, .pt2)")
-        parser.add_argument("--data", metavar="NAME", help="data set with the same classes [the one it was trained on]")
-        parser.add_argument("--data_dir", metavar="DIR", help="folder of the data set [the one it was trained on]")
-        parser.add_argument(
-            "--output", type=Path, metavar="DIR", help="folder for the report [MODEL-report, without suffix]"
-        )
-        options = parser.parse_args(argv)
-        folder = options.output or options.model.with_name(f"{options.model.stem}-report")
-        evaluate(options.model, options.data, options.data_dir, folder)
-
-    return run(command)
+@command
+def main(words: list[str]) -> None:
+    """Evaluate a model: ``python scripts/evaluate.py``."""
+    parser = CommandParser("evaluate", "Report what a checkpoint or an exported model is worth on a test set.")
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--data", metavar="NAME", help="data set with the same classes [the one it was trained on]")
+    parser.add_argument("--data_dir", metavar="DIR", help="folder of the data set [the one it was trained on]")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the report [MODEL-report, without suffix]"
+    )
+    options = parser.parse_args(words)
+    model = open_model(options.model)
+    data = data_of(model, options.data, options.data_dir)
+    data.prepare_data()
+    answers, images = answer_test_images(model, data)
+    title = f"{options.model.name} on the test images of {type(data).__name__}"
+    folder = options.output or options.model.with_name(f"{options.model.stem}-report")
+    found = write_report(answers, images, title, folder)
+    print(f"{title}\n")
+    _print_table(found)
+    print(f"Report: {folder}")

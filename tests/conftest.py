@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the workers share the cores
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what lightning calls
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 GUARD = ROOT / "tests" / "guard"
@@ -40,6 +43,35 @@ def command(tmp_path: Path) -> Command:
         return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the commands of the pages speak of: pictures in folders, a YAML file; see also `run`."""
+    folder = tmp_path_factory.mktemp("project")
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / "my_pictures" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = generator.integers(0, 256, (40, 50, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "my_pictures" / name / f"{number}.jpg")
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "picture.jpg")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    (folder / "mine.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(project: Path) -> Path:
+    """The finished and exported run that some of the commands start from."""
+    from lit_nn.commands import train  # lightning takes seconds, and most tests need none of this
+    from lit_nn.export import main as export
+
+    folder = project / "runs" / "lenet" / "SOME_RUN"
+    assert train(["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(folder)]) == 0
+    assert export(["--format", "onnx", str(folder / "checkpoints" / "best.ckpt")]) == 0
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

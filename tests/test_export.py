@@ -25,11 +25,11 @@ SETTINGS = {
 }
 
 
-def save_checkpoint(path: Path, net: str, **options: Any) -> Path:
+def save_checkpoint(path: Path, net: str, net_args: dict[str, Any] | None = None, **options: Any) -> Path:
     """What a training would leave, without the training: random weights, and statistics that BatchNorm has seen."""
     torch.manual_seed(0)
     data = FashionMNISTSample
-    classifier = LitClassifier(data.class_names, data.image_shape, data.mean, data.std, net=net)
+    classifier = LitClassifier(data.class_names, data.image_shape, data.mean, data.std, net, net_args)
     for layer in classifier.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             assert layer.running_mean is not None
@@ -147,7 +147,7 @@ def test_an_export_that_is_wrong_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = save_checkpoint(tmp_path / "a.ckpt", "lazy_cnn", settings=SETTINGS)
+    path = save_checkpoint(tmp_path / "a.ckpt", "resnet9", {"width": 4}, settings=SETTINGS)
     target = tmp_path / f"a{FORMATS[name].suffix}"
     target.write_text("an earlier export")
     monkeypatch.setattr(export, "Exported", wrong)

@@ -31,7 +31,14 @@ def node() -> str:
     return path
 
 
-@pytest.mark.parametrize("net", ["lenet", "resnet9", "fixed_hidden"])
+@pytest.mark.parametrize(
+    "net",
+    [
+        "lenet",
+        "resnet9",
+        "fixed_hidden",  # control flow  # tutorial
+    ],
+)
 def test_node_gives_the_same_labels(net: str, node: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = FashionMNISTSample

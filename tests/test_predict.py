@@ -17,6 +17,8 @@ import torch
 from conftest import ROOT, Command
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from data_modules import FashionMNISTSample
 from data_modules.pictures import SUFFIXES, prepare_picture
@@ -298,6 +300,24 @@ def test_onnx_of_someone_else_is_refused(in_folder: Path, capsys: pytest.Capture
     onnx.save(graph, "foreign.onnx")
     assert main(["foreign.onnx", "pictures"]) == 1
     assert "does not say its classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"net": "torchvision/vgg16", "net_args": {"weights": "DEFAULT"}}, "weights from elsewhere"),
+        ({"net": "mlp", "net_args": {"hidden": 10**9}}, "linear_relu_stack"),
+    ],
+)
+def test_safetensors_can_ask_for_no_download_and_no_memory(
+    arguments: dict[str, object], named: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with safe_open("model.safetensors", "pt") as file:
+        metadata = dict(file.metadata())
+    metadata["hyper_parameters"] = json.dumps(json.loads(metadata["hyper_parameters"]) | arguments)
+    save_file(load_file("model.safetensors"), "foreign.safetensors", metadata)
+    assert main(["foreign.safetensors", "pictures"]) == 1
+    assert named in capsys.readouterr().err
 
 
 # --- speed --------------------------------------------------------------------------------------------------------
