@@ -15,7 +15,7 @@ define install
 	@touch $@
 endef
 
-.PHONY: train test lint clean
+.PHONY: train test lint format docs bench clean
 
 train: .venv/installed
 	$(BIN)/python scripts/train.py
@@ -28,11 +28,31 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: .venv/installed-docs
+	rm -f docs/api/*.rst
+	$(BIN)/python -m sphinx -W --keep-going -n docs build/docs
+	@echo "To read them: build/docs/index.html"
+
+bench: .venv/installed-dev
+	@mkdir -p build
+	@echo "# Results\n\nWritten by \`make bench\`.\n" > build/RESULTS.md
+	for name in train_speed data_path scaling; do \
+	    $(BIN)/python benchmarks/$$name.py >> build/RESULTS.md || exit 1; done
+	mv build/RESULTS.md benchmarks/RESULTS.md
+
 .venv/installed: $(INPUTS)
 	$(call install,.)
 
 .venv/installed-dev: $(INPUTS)
 	$(call install,.[dev])
+	@touch .venv/installed
+
+.venv/installed-docs: $(INPUTS)
+	$(call install,.[docs])
 	@touch .venv/installed
 
 clean:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```[ \t]*$(\s*)", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
+HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 
 
 class SnippetError(AssertionError):
@@ -122,12 +123,34 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def broken_links(path: Path) -> list[str]:
-    """Relative links of a page that lead to no file, as "file:line: link".
+    """Relative links of a page that lead to no file, or to no heading of one, as "file:line: link".
 
     Args:
         path: A Markdown file.
     """
-    page = path.read_text(encoding="utf-8")
-    lines = BLOCK.sub(lambda block: "\n" * block[0].count("\n"), page).splitlines()  # code has no links
-    links = [(number, link) for number, line in enumerate(lines, 1) for link in LINK.findall(line) if ":" not in link]
-    return [f"{path}:{number}: {link}" for number, link in links if not (path.parent / link).exists()]
+    found = []
+    for number, line in enumerate(_without_code(path).splitlines(), 1):
+        for link in LINK.findall(line):
+            name, _, anchor = link.partition("#")
+            target = path.parent / name if name else path
+            if ":" not in link and not (target.exists() and (not anchor or anchor in anchors(target))):
+                found.append(f"{path}:{number}: {link}")
+    return found
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link to a heading of a page ends in, as git servers and Sphinx with MyST make it.
+
+    Args:
+        path: A Markdown file.
+    """
+    found: dict[str, int] = {}
+    for heading in HEADING.findall(_without_code(path)):
+        words = re.sub(r"[^\w\- ]", "", LINK.sub("", heading).lower()).replace(" ", "-")
+        found[words] = found.get(words, -1) + 1
+    return {f"{words}-{again}" if again else words for words, count in found.items() for again in range(count + 1)}
+
+
+def _without_code(path: Path) -> str:
+    """A page with empty lines in place of its blocks of code, which have neither links nor headings."""
+    return BLOCK.sub(lambda block: "\n" * block[0].count("\n"), path.read_text(encoding="utf-8"))

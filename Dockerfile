@@ -1,0 +1,35 @@
+# syntax=docker/dockerfile:1
+# For CPUs:          docker build -t lit-nn .
+# For NVIDIA GPUs:   docker build -t lit-nn --build-arg TORCH_BACKEND=cu132 .
+# Training:          docker run --rm -v "$PWD/runs:/project/runs" lit-nn python scripts/train.py --net resnet9
+#                    with --gpus all --shm-size 2g for GPUs; runs/ has to be writable for the user with the number 1000
+
+# The packages, which change seldom.
+FROM python:3.13-slim AS packages
+ARG TORCH_BACKEND=cpu
+ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 UV_CACHE_DIR=/tmp/uv UV_LINK_MODE=copy
+RUN pip install --no-cache-dir "uv>=0.9,<1" \
+    && useradd --create-home --uid 1000 user \
+    && install --directory --owner user --group user /opt/venv /project
+USER user
+WORKDIR /project
+COPY --chown=user:user pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
+    uv venv --allow-existing /opt/venv \
+    && uv pip install --torch-backend "$TORCH_BACKEND" --requirement pyproject.toml --constraint constraints.txt
+
+# What a developer needs besides; .devcontainer uses it, with the working tree in place of a copy.
+FROM packages AS dev
+ARG TORCH_BACKEND=cpu
+USER root
+RUN apt-get update && apt-get install --yes --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
+USER user
+RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
+    uv pip install --torch-backend "$TORCH_BACKEND" --requirement pyproject.toml --extra dev --extra docs \
+    --constraint constraints.txt
+
+# The project itself.
+FROM packages
+COPY --chown=user:user . .
+RUN uv pip install --no-cache --no-deps --editable .
+CMD ["python", "scripts/train.py"]
