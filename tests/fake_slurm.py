@@ -54,9 +54,9 @@ def srun(words: Sequence[str]) -> int:
     command = words[next(number for number, word in enumerate(words) if not word.startswith("-")) :]
     per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
     tasks = []
-    for task in range(int(os.environ["SLURM_NTASKS"])):
-        node, local = divmod(task, per_node)
-        numbers = {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(local), "SLURM_NODEID": str(node)}
+    for number in range(int(os.environ["SLURM_NTASKS"])):
+        node, local = divmod(number, per_node)
+        numbers = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(local), "SLURM_NODEID": str(node)}
         tasks.append(subprocess.Popen(command, env={**os.environ, **numbers}))
     moment = Path(os.environ["FAKE_SLURM_SIGNAL_WHEN"])
     signalled = "SLURM_RESTART_COUNT" in os.environ  # there is time enough after that

@@ -25,7 +25,7 @@ from resume_runs import differences, load, rows
 
 from data_modules.augment import AUGMENTATIONS
 from lit_nn import LitClassifier, load_classifier
-from lit_nn.commands import lightning_cli, train
+from lit_nn.commands import train
 from lit_nn.nets import NETS
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -33,7 +33,7 @@ TRAIN = str(ROOT / "scripts" / "train.py")
 CPU = ["--accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 LONG = [*CPU, "--net", "lenet", "--batch_size", "64", "--max_epochs", "200", "--save_every_steps", "5"]
 SHORT = [
-    *("--net", "lazy_cnn", "--batch_size", "8", "--max_epochs", "2", "--save_every_steps", "3"),
+    *("--net", "lenet", "--batch_size", "8", "--max_epochs", "2", "--save_every_steps", "3"),
     *("--trainer.limit_train_batches", "40", "--trainer.limit_val_batches", "2", "--trainer.limit_test_batches", "2"),
 ]
 DDP = ["--devices", "2", "--strategy", "ddp"]
@@ -474,8 +474,9 @@ def for_this_machine(line: str, port: str) -> list[str]:
     line = re.sub(r"(--devices |--nproc-per-node |--ntasks-per-node=)\d+", rf"\g<1>{devices}", line)
     line = re.sub(r"--gpus-per-node=\d+", "--gpus-per-node=0", line)
     launchers = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
-    first, *words = [*shlex.split(line), "--accelerator", "cpu", *LITTLE]
-    return [*launchers.get(first, [first]), *(TRAIN if word == "scripts/train.py" else word for word in words)]
+    words = shlex.split(line)
+    words = [TRAIN if word == "scripts/train.py" else word for word in words]
+    return [*launchers.get(words[0], words[:1]), *words[1:], "--accelerator", "cpu", *LITTLE]
 
 
 @pytest.mark.slow
