@@ -133,22 +133,23 @@ class Lifeline:
                     lines.read()  # comes back when the process is no more
         self._others.discard(connection)
         if status:
-            self._end_all(text, status)
+            self._end_all(text, status, connection)
             _exit(status)
 
-    def _end_all(self, text: str, status: int) -> None:
+    def _end_all(self, text: str, status: int, *failed: socket.socket) -> None:
         """Say how all processes end, unless that was said before, and wait for the others to do it.
 
         Args:
             text: What is to be printed.
             status: Exit status for the others; 0 if they come to their end by themselves.
+            *failed: The connection to the one that failed, which waits for an answer.
         """
         if text:
             self._speaking.acquire()
             print(f"\n{text}".rstrip(), file=sys.stderr, flush=True)
         with suppress(RuntimeError):
             self._store.set(self._status_key, str(status))  # for those that have not come yet
-        for connection in list(self._others):
+        for connection in [*self._others, *failed]:
             with suppress(OSError):
                 connection.sendall(f"{status}\n".encode())
         patience = time.monotonic() + (2 if status else PATIENCE)
@@ -326,5 +327,4 @@ def crash(error: Exception) -> int:
     if _lifeline is None:
         raise error
     time.sleep(DEATH_IS_KNOWN)  # if another process has died, that is why this one failed, and it ends here
-    traceback.print_exc()
-    return end(1, f"error: {type(error).__name__}: {error}")
+    return end(1, traceback.format_exc())
