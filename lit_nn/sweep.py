@@ -241,7 +241,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             time.sleep(2)
             return optuna.storages.RDBStorage(url, engine_kwargs=patience)
     except (SQLAlchemyError, ImportError, OSError, RuntimeError) as error:
-        raise UsageError(f"--storage: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--storage: {str(error.__cause__ or error).splitlines()[0]}") from error
 
 
 def open_study(name: str, storage: optuna.storages.BaseStorage, space: Space, options: dict[str, Any]) -> optuna.Study:
@@ -633,7 +633,7 @@ def conclude(sweep: Sweep) -> None:
     for trial in failed[:SHOWN]:
         print(f"Trial {trial.number} {_outcome(trial)}")
     for trial in sweep.unfinished(here=False):
-        print(f"Trial {trial.number} is still in the hands of another machine; run the same command there to go on")
+        print(f"Trial {trial.number} is another machine's; if it was interrupted there, type the same command there")
     if not trials or trials[0].state != TrialState.COMPLETE:
         reason = f"; the first of {len(failed)} failures: {failed[0].user_attrs.get('error')}" if failed else ""
         raise SweepError(f"no trial was completed{reason}. What they printed: {folder / 'logs'}")
@@ -690,6 +690,7 @@ def main(words: list[str]) -> None:
     space = read_space(options.space)
     folder, name = options.study_dir or Path("runs", "sweeps", options.space.stem), options.space.stem
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     stops = (signal.SIGINT, signal.SIGTERM)  # a shell has what it runs in the background ignore Ctrl-C
     handlers = {signum: signal.signal(signum, signal.default_int_handler) for signum in stops}
     sweep, again = None, "What was under way is saved. To go on, type the same command again"

@@ -179,6 +179,7 @@ def test_a_copy_needs_a_clone(template: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("project", ["remove"], indirect=True)  # with the examples kept, the tests are those of here
 def test_the_tests_of_a_copy_pass(project: Path) -> None:
     # In one process, and with more patience: other slow tests may run beside this one.
     done = python_in(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "1500")

@@ -447,7 +447,7 @@ def test_the_page_shows_the_example_and_links_to_files_that_exist() -> None:
 def test_the_page_does_what_it_says(tmp_path: Path, command: Command) -> None:
     """Its commands, with fewer and shorter trials and a database of this machine, and then its Python."""
     shorter = {"--trials 12": "--trials 2", "--max_epochs 5": "--max_epochs 1", "configs/": f"{ROOT}/configs/"}
-    shorter["postgresql://user:password@host/sweeps"] = "sqlite:///shared.db --study_dir elsewhere"
+    shorter["postgresql+psycopg://user:password@host/sweeps"] = "sqlite:///shared.db --study_dir elsewhere"
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     for line in "".join(blocks).splitlines():
         for long, short in shorter.items():
