@@ -58,8 +58,9 @@ class Lifeline:
         # torchrun has a store at this address already; else the process group will share the one that is made here.
         is_master = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         host, port, patience = environment.main_address, environment.main_port, timedelta(seconds=PATIENCE)
+        options = {"multi_tenant": True, "use_libuv": os.environ.get("USE_LIBUV", "1") == "1"}  # as the process group's
         try:
-            self._store = TCPStore(host, port, None, is_master, patience, wait_for_workers=False, multi_tenant=True)
+            self._store = TCPStore(host, port, None, is_master, patience, wait_for_workers=False, **options)
             if self.rank == 0:
                 server, token = _server(host), secrets.token_hex()
                 self._store.set(self._address_key, f"{server.getsockname()[1]} {token}")

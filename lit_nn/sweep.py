@@ -51,8 +51,10 @@ SHOWN = 20  # trials in the table on the terminal
 RANGE = ("low", "high", "log", "step")
 OWN = ("run_dir", "ckpt_path", "trainer.fast_dev_run")  # options that the search itself decides
 ONE_PROCESS = {"devices": 1, "num_nodes": 1, "strategy": "auto"}  # several would look for each other
-OF_MACHINE = (  # options that may differ between the machines of a study
+MAY_DIFFER = (  # options that change nothing of what comes out, and may be others on another machine
     "data.init_args.data_dir",
+    "save_every_steps",
+    "save_every_minutes",
     "trainer.accelerator",
     *(f"trainer.{name}" for name in ONE_PROCESS),
 )
@@ -267,7 +269,7 @@ def open_study(name: str, storage: optuna.storages.BaseStorage, space: Space, op
         # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, epochs // 4)),
     )
-    shared = {option: value for option, value in flat(options) if option not in OF_MACHINE}
+    shared = {option: value for option, value in flat(options) if option not in MAY_DIFFER}
     searched = {option: repr(distribution) for option, distribution in space.items()}
     facts = json.loads(json.dumps({"search space": searched, "options": shared}))  # tuples become lists
     if "facts" not in study.user_attrs:
