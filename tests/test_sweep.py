@@ -20,7 +20,7 @@ import yaml
 from conftest import ROOT, Command
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
-from snippets import broken_links, run_snippets
+from snippets import run_snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_nn.commands import train
@@ -435,11 +435,10 @@ def test_two_searches_share_a_folder(space: Path, tmp_path: Path, start: Start) 
 PAGE = ROOT / "docs" / "sweep.md"
 
 
-def test_the_page_shows_the_example_and_links_to_files_that_exist() -> None:
+def test_the_page_shows_the_example() -> None:
     example = (ROOT / "configs" / "sweeps" / "lenet.yaml").read_text(encoding="utf-8")
     assert example.startswith("#")
     assert f"```yaml\n{example.partition(chr(10))[2]}```" in PAGE.read_text(encoding="utf-8")
-    assert broken_links(PAGE) == []
 
 
 @pytest.mark.slow
