@@ -197,6 +197,11 @@ class ImageDataModule(L.LightningDataModule):
         """The test images, in their published order."""
         return self._loader("test")
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch; Lightning's own first looks for tensors in whatever structure a batch may have."""
+        images, labels = batch
+        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Augment training batches, on the device; the Trainer calls this for every batch."""
         if self.trainer is None or not self.trainer.training or not self.augment.names:

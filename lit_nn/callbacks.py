@@ -1,12 +1,10 @@
 """What runs beside the Trainer: progress bar, table of metrics, TensorBoard pictures, facts in checkpoints."""
 
-import contextlib
 import csv
 import importlib.metadata
 import subprocess
 import time
 import warnings
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +12,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_nn.checkpoint import CHECKPOINT_FORMAT
 from lit_nn.classifier import LitClassifier
-
-STEP_HOOKS = (
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-)
 
 
 class ProgressBar(TQDMProgressBar):
@@ -63,27 +51,6 @@ class ProgressBar(TQDMProgressBar):
             if name in trainer.callback_metrics
         }
         return {**self._recent, **validated}
-
-
-class NoProfiler(PassThroughProfiler):
-    """Measures nothing and costs nothing: Lightning's own default builds a context for every hook of every step."""
-
-    _nothing = contextlib.nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """The context in which an action is run: none."""
-        return self._nothing
-
-
-def skip_idle_hooks(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-    """Keep the Trainer from calling hooks that do nothing, several dozen at every step.
-
-    It leaves out a hook that is not callable; so those of a step that a class does not define are set to None.
-    """
-    for owner, base in [*((callback, Callback) for callback in trainer.callbacks), (pl_module, L.LightningModule)]:  # type: ignore[attr-defined]
-        for hook in STEP_HOOKS:
-            if getattr(type(owner), hook) is getattr(base, hook):
-                setattr(owner, hook, None)
 
 
 class MetricsCSV(Callback):

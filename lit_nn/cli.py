@@ -32,17 +32,16 @@ from lit_nn import distributed
 from lit_nn.callbacks import (
     Compile,
     MetricsCSV,
-    NoProfiler,
     ProgressBar,
     RunFacts,
     TensorBoardPictures,
     git_commit,
-    skip_idle_hooks,
     versions,
 )
 from lit_nn.checkpoint import SafeCheckpointIO, check_network, load_classifier, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.flags import UsageError, flags, nearest, to_dotted
+from lit_nn.loop import LeanEpochLoop
 from lit_nn.resume import EMA, Checkpoints, ExactState, NothingToDo, TrainingError
 from lit_nn.transfer import init_from
 from lit_nn.tune import TUNED, tune
@@ -200,8 +199,6 @@ class LitCLI(LightningCLI):
         if self.subcommand == "fit" and self.settings.early_stopping is not None:
             callbacks.append(EarlyStopping("val_loss", patience=self.settings.early_stopping))
         kwargs["plugins"] = [*(given["plugins"] or []), SafeCheckpointIO()]
-        if given["profiler"] is None:
-            kwargs["profiler"] = NoProfiler()
         if self.launcher:
             kwargs["plugins"].append(self.launcher)
             defaults = {"devices": "auto", "num_nodes": 1}  # where nothing else is said, as many as were started
@@ -249,7 +246,7 @@ class LitCLI(LightningCLI):
         """Say what will be trained and what is different in a continued run, write down the configuration."""
         if self.settings.tune is not None and self.run_dir is not None:
             self._tune(self.settings.tune, self.run_dir)
-        skip_idle_hooks(self.trainer, self.model)
+        self.trainer.fit_loop.epoch_loop = LeanEpochLoop(self.trainer)
         if self.continued is not None:
             self._check_continued(self.continued)
         elif self.settings.init_from:

@@ -132,6 +132,14 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save inside an epoch, if it is time to."""
+        due = False
+        if self.every_steps:
+            due |= trainer.global_step % self.every_steps == 0
+        if self.every_minutes:
+            due |= time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        wanted = self._signum or int(due)
+        if not wanted and trainer.world_size == 1:  # nearly always; the questions below take longer
+            return
         epoch_loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
@@ -143,12 +151,7 @@ class Checkpoints(Checkpoint):
             or epoch_loop._num_ready_batches_reached()
         ):
             return
-        due = False
-        if self.every_steps:
-            due |= trainer.global_step % self.every_steps == 0
-        if self.every_minutes:
-            due |= time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        if _largest(trainer, self._signum or int(due)):
+        if _largest(trainer, wanted):
             self._save(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

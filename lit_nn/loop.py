@@ -1,0 +1,119 @@
+"""The Trainer's loop over the batches of an epoch, for networks whose step takes no longer than Lightning's own work.
+
+In every step Lightning asks some forty times whether there is a hook to call, a profiler to start or an argument to
+pass, which takes longer than a small network's forward and backward pass. The answers do not change within an epoch.
+"""
+
+import os
+from typing import cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.profilers import PassThroughProfiler
+from torch import Tensor
+
+NOT_CALLED = (  # by the plain step below: where somebody defines one of them, Lightning's own step is taken
+    "on_before_batch_transfer",
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "backward",
+    "configure_gradient_clipping",
+    "lr_scheduler_step",
+)
+
+
+class LeanEpochLoop(_TrainingEpochLoop):
+    """Takes the same steps as Lightning's loop, to the last bit, with a fraction of the work around them.
+
+    That is for plain steps on one device. Lightning's own are taken where several processes work together, gradients
+    are accumulated, clipped or scaled, a profiler is asked for, or something is hooked into the middle of a step.
+
+    Args:
+        trainer: Whose loop this becomes: ``trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer)``.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        super().__init__(trainer, trainer.min_steps, trainer.max_steps)
+        if not torch.cuda.is_available():
+            # Lightning sets this to 1, with which every step of Adam searches the system for NVIDIA's library.
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        """Find out, once in an epoch, whether its steps are plain ones, and who wants to hear when one has ended."""
+        super().on_run_start(data_fetcher)
+        trainer = self.trainer
+        callbacks = cast(list[Callback], trainer.callbacks)
+        owners: list[tuple[object, type]] = [(callback, Callback) for callback in callbacks]
+        owners += [(trainer.lightning_module, L.LightningModule), (trainer.datamodule, L.LightningDataModule)]
+        self._plain = (
+            trainer.world_size == 1
+            and trainer.accumulate_grad_batches == 1
+            and not trainer.gradient_clip_val
+            and not getattr(trainer.precision_plugin, "scaler", None)
+            and isinstance(trainer.profiler, PassThroughProfiler)
+            and not any(_defines(owner, hook, base) for owner, base in owners for hook in NOT_CALLED)
+        )
+        self._listeners = [callback for callback in callbacks if _defines(callback, "on_train_batch_end", Callback)]
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        """Take one step."""
+        if self.restarting or not self._plain:
+            super().advance(data_fetcher)
+            return
+        trainer, module, data = self.trainer, self.trainer.lightning_module, self.trainer.datamodule
+        optimizer, connector = trainer.optimizers[0], trainer._logger_connector
+        progress, optimizer_progress = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
+
+        batch, _, _ = next(data_fetcher)
+        batch_idx = self.batch_idx + 1
+        progress.is_last_batch = data_fetcher.done
+        batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
+        batch = data.on_after_batch_transfer(batch, 0)
+        progress.increment_ready()
+        connector.on_batch_start(batch)
+        progress.increment_started()
+
+        optimizer_progress.step.increment_ready()
+        module._current_fx_name = "training_step"  # self.log asks for it
+        loss: Tensor = trainer.strategy.training_step(batch, batch_idx)
+        optimizer_progress.zero_grad.increment_ready()
+        optimizer_progress.zero_grad.increment_started()
+        optimizer.zero_grad()
+        optimizer_progress.zero_grad.increment_completed()
+        loss.backward()
+        optimizer.step()
+        optimizer_progress.step.increment_completed()
+        progress.increment_processed()
+        self._step_schedules()
+
+        outputs = {"loss": loss.detach()}
+        module._current_fx_name = "on_train_batch_end"
+        for callback in self._listeners:
+            callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        module.on_train_batch_end(outputs, batch, batch_idx)
+        module._current_fx_name = None
+        if not all(metric.has_reset for metric in self._results.values()):  # something was logged in this epoch
+            connector.on_batch_end()
+            connector.update_train_step_metrics()
+        progress.increment_completed()
+
+    def _step_schedules(self) -> None:
+        """Move the schedules that go by steps, as `update_lr_schedulers` does."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == "step" and not config.reduce_on_plateau:
+                self.scheduler_progress.increment_ready()
+                config.scheduler.step()
+                self.scheduler_progress.increment_completed()
+
+
+def _defines(owner: object, hook: str, base: type) -> bool:
+    """Whether the class of an object has a hook of its own."""
+    return getattr(type(owner), hook, None) is not getattr(base, hook, None)
