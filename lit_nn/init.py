@@ -1,14 +1,14 @@
 """Ways to start a network's weights, by name.
 
-After "Parameter Initialization" in Dive into Deep Learning and ``torch.nn.init``. Each function starts one layer; all
-but ``default`` and ``tutorial_uniform`` set the bias to zero.
+After "Parameter Initialization" in Dive into Deep Learning and ``torch.nn.init``.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_nn.choices import look_up
 
@@ -25,88 +25,32 @@ InitName = Literal[
     "tutorial_normal",
     "tutorial_uniform",
 ]
-Layer = nn.Linear | nn.Conv2d | nn.Conv3d
 LAYERS: tuple[type, ...] = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
-def default(layer: Layer) -> None:
-    """Leave what torch has chosen: uniform within 1 / sqrt(inputs), for weight and bias."""
+def _tutorial_uniform(weight: Tensor) -> None:
+    nn.init.uniform_(weight, -10, 10)
+    weight *= weight.abs() >= 5
 
 
-def normal(layer: Layer) -> None:
-    """Normal with standard deviation 0.02 (PyTorch tutorial "DCGAN")."""
-    nn.init.normal_(layer.weight, std=0.02)
-    _zero_bias(layer)
-
-
-def uniform(layer: Layer) -> None:
-    """Uniform within 0.1 (PyTorch example "word_language_model")."""
-    nn.init.uniform_(layer.weight, -0.1, 0.1)
-    _zero_bias(layer)
-
-
-def xavier_uniform(layer: Layer) -> None:
-    """Uniform, keeping the variance of signal and gradient through linear layers (Glorot and Bengio 2010)."""
-    nn.init.xavier_uniform_(layer.weight)
-    _zero_bias(layer)
-
-
-def xavier_normal(layer: Layer) -> None:
-    """Normal, keeping the variance of signal and gradient through linear layers (Glorot and Bengio 2010)."""
-    nn.init.xavier_normal_(layer.weight)
-    _zero_bias(layer)
-
-
-def kaiming_uniform(layer: Layer) -> None:
-    """Uniform, keeping the signal's variance through ReLU layers (He et al. 2015)."""
-    nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-    _zero_bias(layer)
-
-
-def kaiming_normal(layer: Layer) -> None:
-    """Normal, keeping the signal's variance through ReLU layers (He et al. 2015)."""
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    _zero_bias(layer)
-
-
-def orthogonal(layer: Layer) -> None:
-    """Rows (or columns) at right angles and of length 1 (Saxe et al. 2013)."""
-    nn.init.orthogonal_(layer.weight)
-    _zero_bias(layer)
-
-
-def constant(layer: Layer) -> None:
-    """All weights 1: shows why weights start at random, since all units of a layer stay equal."""
-    nn.init.ones_(layer.weight)
-    _zero_bias(layer)
-
-
-def tutorial_normal(layer: Layer) -> None:
-    """Normal with standard deviation 0.01 (``init_normal`` of Dive into Deep Learning)."""
-    nn.init.normal_(layer.weight, std=0.01)
-    _zero_bias(layer)
-
-
-def tutorial_uniform(layer: Layer) -> None:
-    """Uniform(-10, 10), with all under 5 in absolute value set to zero; the bias stays (``my_init`` of the same)."""
-    nn.init.uniform_(layer.weight, -10, 10)
-    with torch.no_grad():
-        layer.weight *= layer.weight.abs() >= 5
-
-
-INITS: dict[str, Callable[..., None]] = {
-    "default": default,
-    "normal": normal,
-    "uniform": uniform,
-    "xavier_uniform": xavier_uniform,
-    "xavier_normal": xavier_normal,
-    "kaiming_uniform": kaiming_uniform,
-    "kaiming_normal": kaiming_normal,
-    "orthogonal": orthogonal,
-    "constant": constant,
-    "tutorial_normal": tutorial_normal,
-    "tutorial_uniform": tutorial_uniform,
+INITS: dict[str, Callable[[Tensor], object]] = {
+    "default": lambda weight: None,  # what torch has chosen: uniform within 1 / sqrt(inputs), for weight and bias
+    "normal": partial(nn.init.normal_, std=0.02),  # PyTorch tutorial "DCGAN"
+    "uniform": partial(nn.init.uniform_, a=-0.1, b=0.1),  # PyTorch example "word_language_model"
+    # The variance of signal and gradient stays through linear layers (Glorot and Bengio 2010) ...
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "xavier_normal": nn.init.xavier_normal_,
+    # ... and that of the signal through ReLU layers (He et al. 2015)
+    "kaiming_uniform": partial(nn.init.kaiming_uniform_, nonlinearity="relu"),
+    "kaiming_normal": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "orthogonal": nn.init.orthogonal_,  # rows (or columns) at right angles and of length 1 (Saxe et al. 2013)
+    "constant": nn.init.ones_,  # shows why weights start at random: all units of a layer stay equal
+    "tutorial_normal": partial(nn.init.normal_, std=0.01),  # init_normal of Dive into Deep Learning
+    "tutorial_uniform": _tutorial_uniform,  # my_init of the same: within 10, all under 5 set to zero
 }
+"""What becomes of a layer's weight, by name; biases start at zero, except with `BIAS_STAYS`."""
+
+BIAS_STAYS = ("default", "tutorial_uniform")
 
 
 def init_weights(net: nn.Module, name: str, layers: tuple[type, ...] = LAYERS) -> None:
@@ -121,11 +65,9 @@ def init_weights(net: nn.Module, name: str, layers: tuple[type, ...] = LAYERS) -
         ValueError: no such name.
     """
     init = look_up(INITS, name, "init")
-    for layer in net.modules():
-        if isinstance(layer, layers):
-            init(layer)
-
-
-def _zero_bias(layer: Layer) -> None:
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    chosen: list[Any] = [layer for layer in net.modules() if isinstance(layer, layers)]
+    with torch.no_grad():
+        for layer in chosen:
+            init(layer.weight)
+            if layer.bias is not None and name not in BIAS_STAYS:
+                layer.bias.zero_()
