@@ -2,20 +2,17 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 # Lengths in a picture, in inches
 ROW = 0.42  # from one row to the next
-LETTER = 0.068  # that a letter takes
+LETTER, TITLE_LETTER = 0.068, 0.09  # that a letter takes
 SPACE = 0.3  # between the boxes of a row
-GAP = 0.55  # between two branches beside each other
+
+LONGEST = 6  # rows past which an arrow is no half circle any more but flatter
 
 OPERATION, LOSS, PARAMETER, SHARED = "#dfe8f3", "#f6c99f", "#d8ecd2", "#f7e39b"  # colours of boxes
 GRAY = "#707070"  # of arrows and the edges of boxes
@@ -31,14 +28,12 @@ class Operation:
         number: Place in the walk, from 1, the loss.
         next: The operations that it hands gradients on to.
         parameters: Names of the parameters that it gives a gradient to.
-        rank: Steps from the loss on the longest way.
     """
 
     name: str
     number: int
     next: list["Operation"] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
-    rank: int = 0
 
 
 def backward_graph(loss: Tensor, net: nn.Module) -> list[Operation]:
@@ -84,13 +79,11 @@ def backward_graph(loss: Tensor, net: nn.Module) -> list[Operation]:
                 ready.append(other)
     for node, operation in operations.items():
         operation.next = [operations[other] for other in following[node]]
-        for later in operation.next:
-            later.rank = max(later.rank, operation.rank + 1)
     return list(operations.values())
 
 
 def draw_graph(operations: list[Operation], net: nn.Module, path: Path, title: str) -> None:
-    """Draw an autograd graph: the loss on top, operations below each other, parameters beside their operation.
+    """Draw an autograd graph: the loss on top, then an operation in each row, with its parameters beside it.
 
     Args:
         operations: What `backward_graph` found.
@@ -105,69 +98,32 @@ def draw_graph(operations: list[Operation], net: nn.Module, path: Path, title: s
 
     shapes = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
     uses = Counter(name for op in operations for name in op.parameters)
-    boxes: dict[int, list[tuple[str, str]]] = {}  # text and colour of each operation's boxes, its own first
-    for op in operations:
-        boxes[op.number] = [(f"{op.number} {op.name}", LOSS if op.number == 1 else OPERATION)]
-        for name in op.parameters:
-            boxes[op.number].append((f"{name} {shapes.get(name, '')}", SHARED if uses[name] > 1 else PARAMETER))
-
-    lanes = _lanes(operations)
-    widths = [0.0] * (1 + max(lanes.values()))
-    for number, lane in lanes.items():
-        widths[lane] = max(widths[lane], sum(len(text) * LETTER + SPACE for text, _ in boxes[number]))
-    lefts = list(accumulate([width + GAP for width in widths], initial=2 * GAP))
-    width = max(lefts[-1], LETTER * 1.3 * len(title) + 2 * GAP)
-    height = ROW * (4 + max(op.rank for op in operations))
-    at = {op.number: (lefts[lanes[op.number]], height - ROW * (2.2 + op.rank)) for op in operations}
+    rows = [[(f"{op.number} {op.name}", LOSS if op.number == 1 else OPERATION)] for op in operations]  # of boxes
+    for op, row in zip(operations, rows, strict=True):
+        row += [(f"{name} {shapes.get(name, '')}", SHARED if uses[name] > 1 else PARAMETER) for name in op.parameters]
+    longest = max(other.number - op.number for op in operations for other in [*op.next, op])
+    left = 0.4 + 0.5 * min(longest, LONGEST) * ROW  # room for the arrows that go past other operations
+    width = left + max(len(title) * TITLE_LETTER, *(sum(len(text) * LETTER + SPACE for text, _ in row) for row in rows))
+    height = ROW * (len(rows) + 2)
 
     figure = Figure((width, height))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(len(rows) + 1, -1))
     axes.axis("off")
-    axes.text(GAP, height - 0.6 * ROW, title, va="center", fontsize=10, weight="bold")
-    for op in operations:
-        first, y = at[op.number]
-        x = first
-        for text, colour in boxes[op.number]:
+    axes.text(left, -0.3, title, fontsize=10, weight="bold")
+    for op, row in zip(operations, rows, strict=True):
+        x = left
+        for text, colour in row:
             style = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": GRAY, "linewidth": 0.6}
-            axes.text(x, y, text, va="center", fontsize=8, family="monospace", bbox=style)
-            last, x = x, x + len(text) * LETTER + SPACE
-        axes.plot([first, last], [y, y], color="#5a8f4c", linewidth=1, zorder=0)  # behind the boxes
+            axes.text(x, op.number, text, va="center", fontsize=8, family="monospace", bbox=style)
+            x += len(text) * LETTER + SPACE
         for other in op.next:
-            _draw_arrow(axes, at[op.number], at[other.number])
+            past = other.number - op.number  # rows; straight down to the next one, else around what lies between
+            start, end = (left - 0.05, op.number), (left - 0.05, other.number)
+            arrow = {"arrowstyle": "-|>", "color": GRAY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+            if past == 1:
+                start, end = (left + 0.25, op.number + 0.3), (left + 0.25, other.number - 0.3)
+            else:
+                arrow["connectionstyle"] = f"arc3,rad={min(1, LONGEST / past):.3f}"
+            axes.annotate("", end, start, arrowprops=arrow)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=min(120, LARGEST / max(width, height)))
-
-
-def _draw_arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Draw an arrow from one operation down to another."""
-    (x0, y0), (x1, y1) = start, end
-    style = {"arrowstyle": "-|>", "color": GRAY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
-    if x0 == x1 and y0 - y1 > 1.5 * ROW:  # past other operations, on their left
-        style |= {"connectionstyle": f"arc3,rad={min(0.5, 0.9 / (y0 - y1)):.3f}"}
-        axes.annotate("", (x1 - 0.05, y1), (x0 - 0.05, y0), arrowprops=style)
-        return
-    half, between = 0.12, ROW / 2  # half the height of a box; from its middle to that of the gap below it
-    x0, x1 = x0 + 0.25, x1 + 0.25
-    way = [(x0, y0 - half)]
-    if x0 < x1:  # a branch begins
-        way += [(x0, y0 - between), (x1, y0 - between)]
-    elif x0 > x1:  # a branch ends
-        way += [(x0, y1 + between), (x1, y1 + between)]
-    axes.plot(*zip(*way, strict=True), color=GRAY, linewidth=0.8, zorder=0)
-    axes.annotate("", (x1, y1 + half), way[-1], arrowprops=style)
-
-
-def _lanes(operations: list[Operation]) -> dict[int, int]:
-    """Lane of each operation by its number: that of the first operation before it, or the next one free on its rank."""
-    wanted: dict[int, int] = {}
-    lanes: dict[int, int] = {}
-    taken: set[tuple[int, int]] = set()
-    for op in sorted(operations, key=lambda op: op.rank):
-        lane = wanted.get(op.number, 0)
-        while (op.rank, lane) in taken:
-            lane += 1
-        taken.add((op.rank, lane))
-        lanes[op.number] = lane
-        for other in op.next:
-            wanted[other.number] = min(lane, wanted.get(other.number, lane))
-    return lanes
