@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_nn.choices import look_up
 from lit_nn.commands import brief
-from lit_nn.flags import UsageError, nearest
+from lit_nn.flags import UsageError
 
 if TYPE_CHECKING:
     from data_modules import ImageDataModule
@@ -61,10 +62,10 @@ class Model:
         return np.concatenate([logits for logits, _ in answers]), np.concatenate([share for _, share in answers])
 
 
-def batches(count: int, size: int = BATCH) -> Iterator[slice]:
-    """Cut ``count`` rows into slices of ``size`` and one of the rest."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+def batches(count: int) -> Iterator[slice]:
+    """Cut ``count`` rows into slices of `BATCH` and one of the rest."""
+    for start in range(0, count, BATCH):
+        yield slice(start, start + BATCH)
 
 
 def open_model(path: Path) -> Model:
@@ -81,7 +82,14 @@ def open_model(path: Path) -> Model:
         raise UsageError(f"{path} is no model: a model's file ends in {', '.join(OPENERS)}")
     if not path.is_file():
         raise ModelError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt")
-    return OPENERS[path.suffix](path)
+    model = OPENERS[path.suffix](path)
+    try:  # what a file says of itself can be anything
+        logits, shares = model.run(np.zeros((1, *model.image_shape), np.uint8))
+        if not logits.shape == shares.shape == (1, len(model.class_names)):
+            raise ValueError(f"{len(model.class_names)} classes, logits of the shape {logits.shape}")
+    except Exception as error:  # every runtime has errors of its own
+        raise ModelError(f"{path}: does not do what it says of itself ({brief(error)})") from error
+    return model
 
 
 def answer(path: str, images: str, results: str, checkpoint: str) -> None:
@@ -118,13 +126,14 @@ def data_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
         checkpoint: As `lit_nn.checkpoint.read_checkpoint` gives it.
 
     Returns:
-        Its "class" and those "options" that decide what is in its test part; empty if the checkpoint does not say.
+        Its "class" and "options"; empty if the checkpoint does not say.
     """
-    settings = checkpoint.get("settings", {})
-    if not settings.get("data"):
+    settings: Any = checkpoint.get("settings")
+    try:
+        options = {**settings["data"].get("init_args", {}), "seed": settings.get("seed_everything", 0)}
+        return {"class": settings["data"]["class_path"].rpartition(".")[2], "options": options}
+    except (AttributeError, KeyError, TypeError):
         return {}
-    options = {**settings["data"].get("init_args", {}), "seed": settings.get("seed_everything", 0)}
-    return {"class": settings["data"]["class_path"].rpartition(".")[2], "options": options}
 
 
 def data_of(model: Model, name: str | None = None, data_dir: str | None = None) -> "ImageDataModule":
@@ -139,33 +148,28 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
         UsageError: If there is no such data set, the model does not name its own, or it has other classes or images.
         DataError: If it is not on this machine or cannot be used.
     """
-    from data_modules import DATA_MODULES
+    from data_modules import DATA_MODULES, DataError
 
     options: dict[str, Any] = {}
-    if name is None:
-        options |= model.data.get("options", {})
-        name = next((key for key, cls in DATA_MODULES.items() if cls.__name__ == model.data.get("class")), None)
-        if name is None:
-            raise UsageError(
-                "the model does not name a data set of this project: choose one with --data and --data_dir"
-            )
-    elif name not in DATA_MODULES:
-        raise UsageError(f"unknown data set '{name}'.{nearest(name, DATA_MODULES)} Allowed: {', '.join(DATA_MODULES)}")
-    data_class = DATA_MODULES[name]
-    if "image_size" in inspect.signature(data_class).parameters:  # its pictures can be had in the model's size
-        options |= {"image_size": model.image_shape[1], "channels": model.image_shape[0]}
-    if data_dir is not None:
-        options["data_dir"] = data_dir
     try:
+        if name is None:
+            name = next((key for key, cls in DATA_MODULES.items() if cls.__name__ == model.data.get("class")), None)
+            if name is None:
+                raise UsageError("the model does not name a data set of this project")
+            options |= model.data.get("options", {})
+            options.pop("mirrors", None)  # where to download from is not for a model's file to say
+        data_class = look_up(DATA_MODULES, name, "data set")
+        if "image_size" in inspect.signature(data_class).parameters:  # its pictures can be had in the model's size
+            options |= {"image_size": model.image_shape[1], "channels": model.image_shape[0]}
+        if data_dir is not None or "data_dir" in options:
+            options["data_dir"] = str(data_dir or options["data_dir"])
         data = data_class(**options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"the model's data set cannot be built as it says ({error}): choose one with --data"
-        ) from error
-    for what, theirs, ours in (
-        ("classes", list(data.class_names), model.class_names),
-        ("images of the shape", list(data.image_shape), list(model.image_shape)),
-    ):
+        sides = (list(data.class_names), model.class_names), (list(data.image_shape), list(model.image_shape))
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # what a file says of itself can be anything
+        raise UsageError(f"{brief(error)}; choose a data set with --data and --data_dir") from error
+    for what, (theirs, ours) in zip(("classes", "images of the shape"), sides, strict=True):
         if theirs != ours:
             raise UsageError(f"the model has the {what} {ours}, the data set {data_class.__name__} has {theirs}")
     return data
@@ -173,9 +177,10 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
 
 def _from_metadata(path: Path, metadata: Mapping[str, str], run: Callable[[NDArray[np.uint8]], Answer]) -> Model:
     try:
+        names = [str(name) for name in json.loads(metadata["class_names"])]
         channels, height, width = json.loads(metadata["image_shape"])
-        return Model(json.loads(metadata["class_names"]), (channels, height, width), json.loads(metadata["data"]), run)
-    except (KeyError, ValueError, TypeError) as error:
+        return Model(names, (channels, height, width), json.loads(metadata["data"]), run)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{path} does not say its classes and its image size: scripts/export.py did not make it"
         ) from error
@@ -261,7 +266,7 @@ def classifier_model(classifier: "LitClassifier", data: dict[str, Any]) -> Model
         logits = classifier(pixels).float().cpu()  # (B, num_classes)
         return logits.numpy(), logits.softmax(1).numpy()
 
-    return Model(classifier.hparams["class_names"], tuple(classifier.hparams["image_shape"]), data, run)
+    return Model(list(classifier.hparams["class_names"]), tuple(classifier.hparams["image_shape"]), data, run)
 
 
 OPENERS: dict[str, Callable[[Path], Model]] = {

@@ -25,6 +25,7 @@ from data_modules.pictures import SUFFIXES, prepare_picture
 from lit_nn import LitClassifier, export, load_classifier
 from lit_nn.models import OPENERS, open_model
 from lit_nn.predict import main, predict
+from lit_nn.report import main as evaluate
 
 NAMES = FashionMNISTSample.class_names
 HOW_MANY_DAMAGED = 400
@@ -300,6 +301,60 @@ def test_onnx_of_someone_else_is_refused(in_folder: Path, capsys: pytest.Capture
     onnx.save(graph, "foreign.onnx")
     assert main(["foreign.onnx", "pictures"]) == 1
     assert "does not say its classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("class_names", ["a", "b"], "2 classes"),
+        ("class_names", 5, "does not say its classes"),
+        ("image_shape", [1, -28, 28], "negative"),
+        ("image_shape", [3, 32, 32], "invalid dimensions"),
+        ("image_shape", ["1", 28, 28], "does not do what it says"),
+    ],
+)
+def test_onnx_that_is_not_what_it_says_is_refused(
+    key: str, value: object, named: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([write_metadata(Path("strange.onnx"), key, value), "pictures"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert named in error
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (5, "choose a data set with --data"),
+        ({}, "does not name a data set"),
+        ({"class": []}, "does not name a data set"),
+        ({"class": "FashionMNISTSample", "options": 3}, "choose a data set with --data"),
+        ({"class": "FashionMNISTSample", "options": {"augment": 3}}, "choose a data set with --data"),
+        ({"class": "FashionMNISTSample", "options": {"other": 3}}, "'other'"),
+        ({"class": "CIFAR10", "options": {"data_dir": 5}}, "CIFAR10 has"),
+        ({"class": "ImageFolder", "options": {"data_dir": "pictures", "seed": "x"}}, "pictures"),
+    ],
+)
+def test_a_strange_data_set_is_of_no_account_or_ends_in_one_message(
+    data: object, named: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_metadata(Path("strange.onnx"), "data", data)
+    assert main([path, "pictures"]) == 0
+    assert evaluate([path]) != 0
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert named in error
+
+
+def write_metadata(path: Path, key: str, value: object) -> str:
+    """An .onnx file with one entry of its metadata replaced."""
+    import onnx
+
+    graph = onnx.load("model.onnx")
+    (entry,) = [entry for entry in graph.metadata_props if entry.key == key]
+    entry.value = json.dumps(value)
+    onnx.save(graph, path)
+    return str(path)
 
 
 @pytest.mark.parametrize(
