@@ -118,12 +118,10 @@ def draw_graph(operations: list[Operation], net: nn.Module, path: Path, title: s
             x += len(text) * LETTER + SPACE
         for other in op.next:
             past = other.number - op.number  # rows; straight down to the next one, else around what lies between
-            start, end = (left - 0.05, op.number), (left - 0.05, other.number)
-            arrow = {"arrowstyle": "-|>", "color": GRAY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
-            if past == 1:
-                start, end = (left + 0.25, op.number + 0.3), (left + 0.25, other.number - 0.3)
-            else:
+            arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": GRAY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+            if past > 1:
                 arrow["connectionstyle"] = f"arc3,rad={min(1, LONGEST / past):.3f}"
-            axes.annotate("", end, start, arrowprops=arrow)
+            x, gap = (left + 0.25, 0.3) if past == 1 else (left - 0.05, 0.0)
+            axes.annotate("", (x, other.number - gap), (x, op.number + gap), arrowprops=arrow)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=min(120, LARGEST / max(width, height)))

@@ -1,8 +1,8 @@
-"""Choosing by name, with an error that helps whoever mistyped."""
+"""Options by name: choosing, with an error that helps whoever mistyped, and the dotted names of nested ones."""
 
 import difflib
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -26,3 +26,12 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     nearest = difflib.get_close_matches(str(name), table, n=1)
     hint = f": did you mean {nearest[0]!r}?" if nearest else "."
     raise ValueError(f"unknown {what} {name!r}{hint} Allowed: {', '.join(table) or 'none'}")
+
+
+def flat(options: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a configuration by their dotted names."""
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value

@@ -8,7 +8,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from lit_nn import distributed
@@ -85,6 +85,29 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
         return run(lambda: main(sys.argv[1:] if argv is None else list(argv)))
 
     return program
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = (), title: str | None = None
+) -> None:
+    """Print a table, as wide as the terminal; 120 letters where there is none.
+
+    Args:
+        columns: What stands above each.
+        rows: A text for each column.
+        right: Columns with numbers, which stand at the right.
+        title: What stands above all.
+    """
+    from rich.box import SIMPLE  # only here: it takes as long as all else that predict.py imports
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False).print(table)
 
 
 @command

@@ -13,10 +13,18 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lit_nn.commands import CommandParser, command
+from lit_nn.choices import flat
+from lit_nn.commands import CommandParser, command, print_table
 
 CURVES = (("val_acc", "validation accuracy"), ("val_loss", "validation loss"), ("train_loss", "training loss"))
-RESULTS = ("net", "data", "test_acc", "test_loss", "val_acc", "num_params", "epochs", "seconds")  # of result.json
+NUMBERS = {  # of result.json, and how they are written, by the column
+    "test accuracy": ("test_acc", ".2%"),
+    "test loss": ("test_loss", ".4f"),
+    "val accuracy": ("val_acc", ".2%"),
+    "parameters": ("num_params", ",.0f"),
+    "epochs": ("epochs", ".4g"),
+    "seconds": ("seconds", ".1f"),
+}
 MOST_CURVES = 10  # experiments in the plot, the best ones: as many as there are colours
 
 
@@ -25,7 +33,7 @@ class Run:
     """One finished run.
 
     Attributes:
-        result: What result.json says of it, see `RESULTS`.
+        result: What result.json says of it: "net", "data", and `NUMBERS`.
         config: Its config.yaml, without the seed, by dotted names.
         curves: Its metrics.csv: a list of numbers for each column, one number for each epoch.
     """
@@ -40,23 +48,22 @@ class Experiment:
     """Runs that differ in nothing but the seed.
 
     Attributes:
+        name: What sets it apart from the other experiments; the network and the data set where nothing does.
         runs: At least one.
-        differences: What sets it apart from the other experiments, by dotted names.
     """
 
+    name: str
     runs: list[Run]
-    differences: dict[str, Any]
 
-    @property
-    def name(self) -> str:
-        """The differences in one line; the network and the data set where there are none."""
-        short = {name.rpartition(".")[2]: value for name, value in self.differences.items()}
-        result = self.runs[0].result
-        return ", ".join(f"{name} {value}" for name, value in short.items()) or f"{result['net']} on {result['data']}"
+    def mean(self, number: str) -> float:
+        """Mean over the runs of a number of result.json."""
+        return statistics.mean(run.result[number] for run in self.runs)
 
-    def values(self, name: str) -> list[float]:
-        """A number of result.json, of each run."""
-        return [run.result[name] for run in self.runs]
+    def spread(self, number: str, form: str) -> str:
+        """The mean and, of two values or more that differ, their standard deviation, as text."""
+        values = [run.result[number] for run in self.runs]
+        text = f"{self.mean(number):{form}}"
+        return f"{text} ± {statistics.stdev(values):{form}}" if len(set(values)) > 1 else text
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -89,26 +96,17 @@ def _read(folder: Path) -> Run | str:
     """A run, or why it cannot be compared."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        config = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        config = dict(flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         curves = {name: [float(row[name]) for row in rows] for name in ("epoch", *(curve for curve, _ in CURVES))}
-        result = {name: result[name] for name in RESULTS}
+        result = {name: result[name] for name in ("net", "data", *(number for number, _ in NUMBERS.values()))}
     except FileNotFoundError as error:
         return f"not a finished run, {Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         return f"cannot be read: {type(error).__name__} {' '.join(str(error).split())}"
     seeds = ("seed_everything", "seed")
     return Run(result, {name: v for name, v in config.items() if name.rpartition(".")[2] not in seeds}, curves)
-
-
-def _flat(value: Any, place: str = "") -> dict[str, Any]:
-    """Nested options by dotted names."""
-    if not isinstance(value, dict):
-        return {place: value}
-    return {
-        name: item for key, inner in value.items() for name, item in _flat(inner, f"{place}.{key}".strip(".")).items()
-    }
 
 
 def experiments(runs: Sequence[Run]) -> list[Experiment]:
@@ -120,39 +118,14 @@ def experiments(runs: Sequence[Run]) -> list[Experiment]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(run.config, sort_keys=True, default=str), []).append(run)
-    names = list(dict.fromkeys(name for run in runs for name in run.config))
-    differing = [name for name in names if len({str(group[0].config.get(name)) for group in groups.values()}) > 1]
-    found = [Experiment(group, {name: group[0].config.get(name) for name in differing}) for group in groups.values()]
-    return sorted(found, key=lambda experiment: -statistics.mean(experiment.values("test_acc")))
-
-
-def _table(found: Sequence[Experiment]) -> str:
-    """The experiments as text, a line for each."""
-    rows = [["experiment", "runs", "test accuracy", "test loss", "val accuracy", "parameters", "epochs", "seconds"]]
-    rows += [
-        [
-            experiment.name,
-            str(len(experiment.runs)),
-            _spread(experiment.values("test_acc"), ".2%"),
-            _spread(experiment.values("test_loss"), ".4f"),
-            _spread(experiment.values("val_acc"), ".2%"),
-            f"{experiment.runs[0].result['num_params']:,}",
-            _spread(experiment.values("epochs"), ".4g"),
-            _spread(experiment.values("seconds"), ".1f"),
-        ]
-        for experiment in found
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))] for row in rows
-    ]
-    return "\n".join("  ".join(line) for line in lines)
-
-
-def _spread(values: list[float], form: str) -> str:
-    """Mean and, of two values or more that differ, their standard deviation."""
-    text = f"{statistics.mean(values):{form}}"
-    return f"{text} ± {statistics.stdev(values):{form}}" if len(set(values)) > 1 else text
+    options = list(dict.fromkeys(option for run in runs for option in run.config))
+    differing = [o for o in options if len({str(group[0].config.get(o)) for group in groups.values()}) > 1]
+    found = []
+    for group in groups.values():
+        differences = [f"{option.rpartition('.')[2]} {group[0].config.get(option)}" for option in differing]
+        result = group[0].result
+        found.append(Experiment(", ".join(differences) or f"{result['net']} on {result['data']}", group))
+    return sorted(found, key=lambda experiment: -experiment.mean("test_acc"))
 
 
 def _curves_figure(found: Sequence[Experiment]) -> Figure:
@@ -206,6 +179,8 @@ def main(words: list[str]) -> None:
     same = {name: {run.result[name] for run in runs} for name in ("net", "data")}
     common = [f"{name} {values.pop()}" for name, values in same.items() if len(values) == 1]
     all_with = f", all with {' and '.join(common)}" if common else ""
-    print(f"{len(runs)} runs{all_with}; ± is the standard deviation\n\n{_table(found)}")
+    print(f"{len(runs)} runs{all_with}; ± is the standard deviation")
+    rows = [[e.name, str(len(e.runs)), *(e.spread(number, form) for number, form in NUMBERS.values())] for e in found]
+    print_table(["experiment", "runs", *NUMBERS], rows, right=["runs", *NUMBERS])
     _curves_figure(found).savefig(options.output)
-    print(f"\nCurves: {options.output}")
+    print(f"Curves: {options.output}")

@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from lit_nn.autograd_graph import Operation, backward_graph, draw_graph
-from lit_nn.commands import CommandParser, command
+from lit_nn.commands import CommandParser, brief, command, print_table
 from lit_nn.flags import UsageError
+from lit_nn.losses import LOSSES
+from lit_nn.nets import NETS, TORCHVISION, build_net
 
 BATCH = 2  # pictures that are sent through; shown as B
 SEED = 42  # of the weights, as in training
@@ -120,15 +118,7 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table; values stand at the right in the columns named last."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
-
-
-def _layer_table(calls: list[Call]) -> Table:
+def _print_layers(calls: list[Call]) -> None:
     """Shapes before and after every step; B is the number of pictures."""
 
     def text(shape: tuple[int, ...] | None) -> str:
@@ -137,18 +127,17 @@ def _layer_table(calls: list[Call]) -> Table:
             sizes[0] = "B"
         return "" if shape is None else f"({', '.join(sizes)})"
 
-    made = _table("Shapes", "layer", "kind", "in", "out", "parameters", right=["parameters"])
+    rows = []
     for call in calls:
         count = "(used again)" if call.again and call.parameters else f"{call.parameters:,}" if call.parameters else ""
         name = "  " * call.depth + (call.name.rpartition(".")[2] or "the network")
-        made.add_row(name, call.kind, text(call.taken), text(call.given), count)
-    return made
+        rows.append([name, call.kind, text(call.taken), text(call.given), count])
+    print_table(["layer", "kind", "in", "out", "parameters"], rows, right=["parameters"], title="Shapes")
 
 
-def _parameter_table(net: nn.Module, uses: Counter[str]) -> Table:
+def _print_parameters(net: nn.Module, uses: Counter[str]) -> None:
     """Every parameter and buffer under each of its names, and how many operations of the graph use a parameter."""
-    columns = ("name", "shape", "count", "mean", "std", "remarks")
-    made = _table("Parameters", *columns, right=["count", "mean", "std"])
+    rows = []
     first: dict[int, str] = {}
     for name, parameter in net.named_parameters(remove_duplicate=False):
         remarks = [f"shared: the same tensor as {first[id(parameter)]}"] if id(parameter) in first else []
@@ -158,12 +147,15 @@ def _parameter_table(net: nn.Module, uses: Counter[str]) -> Table:
         if uses[name] > 1:
             remarks.append(f"used {uses[name]} times")
         count = "-" if first[id(parameter)] != name else f"{parameter.numel():,}"
-        made.add_row(name, str(tuple(parameter.shape)), count, *_moments(parameter), "; ".join(remarks))
+        rows.append([name, str(tuple(parameter.shape)), count, *_moments(parameter), "; ".join(remarks)])
     saved = net.state_dict(keep_vars=True).keys()
     for name, buffer in net.named_buffers():
         remark = "buffer: saved, not learned" if name in saved else "buffer: not saved, not learned"
-        made.add_row(name, str(tuple(buffer.shape)), "", *_moments(buffer), remark)
-    return made
+        rows.append([name, str(tuple(buffer.shape)), "", *_moments(buffer), remark])
+    columns = ["name", "shape", "count", "mean", "std", "remarks"]
+    print_table(columns, rows, right=["count", "mean", "std"], title="Parameters")
+    trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+    print(f"{_count(net):,} parameters, {trained:,} of them trained\n")
 
 
 def _moments(tensor: Tensor) -> tuple[str, str]:
@@ -171,21 +163,24 @@ def _moments(tensor: Tensor) -> tuple[str, str]:
     return f"{values.mean():.4f}", f"{values.std():.4f}" if values.numel() > 1 else "-"
 
 
-def _graph_table(operations: list[Operation]) -> Table:
+def _count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _print_graph(operations: list[Operation]) -> None:
     """The operations in the order of the walk, with what each hands its gradient on to."""
+    rows = [
+        [str(op.number), op.name, ", ".join(str(other.number) for other in op.next), ", ".join(op.parameters)]
+        for op in operations
+    ]
     title = "Autograd graph, from the loss along grad_fn and next_functions"
-    made = _table(title, "#", "grad_fn", "hands on to", "gradient of", right=["#"])
-    for op in operations:
-        following = ", ".join(str(other.number) for other in op.next)
-        made.add_row(str(op.number), op.name, following, ", ".join(op.parameters))
-    return made
+    print_table(["#", "grad_fn", "hands on to", "gradient of"], rows, right=["#"], title=title)
 
 
-def _network_table(image_shape: tuple[int, int, int], num_classes: int) -> Table:
+def _print_networks(image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Every network by name, with its own arguments and its parameters."""
     from torchvision import models
 
-    from lit_nn.nets import NETS, TORCHVISION, build_net
     from lit_nn.nets.torchvision_net import TorchvisionNet, torchvision_names
 
     def arguments(cls: type[nn.Module]) -> str:
@@ -193,47 +188,48 @@ def _network_table(image_shape: tuple[int, int, int], num_classes: int) -> Table
         own = [a for a in inspect.signature(cls).parameters.values() if a.name not in of_all]
         return " ".join(f"{a.name}={'DATA' if a.name == 'image_size' else a.default}" for a in own)
 
-    made = _table("Networks", "name", "arguments", "parameters", right=["parameters"])
+    rows = []
     for name, cls in NETS.items():
         net = build_net(name, image_shape[0], num_classes, image_shape[1:])
-        made.add_row(name, arguments(cls), f"{_count(net):,}")
+        rows.append([name, arguments(cls), f"{_count(net):,}"])
     for name in torchvision_names():  # building all of them would take minutes; what was published is on record
         published = models.get_model_weights(name).DEFAULT.meta["num_params"]
-        made.add_row(TORCHVISION + name, arguments(TorchvisionNet), f"{published:,}")
-    return made
+        rows.append([TORCHVISION + name, arguments(TorchvisionNet), f"{published:,}"])
+    print_table(["name", "arguments", "parameters"], rows, right=["parameters"], title="Networks")
+    print(
+        "Use: --net NAME --net_args.ARGUMENT VALUE; image_size=DATA is the images' own height and width.\n"
+        f"Parameters: for images {image_shape} and {num_classes} classes; "
+        "those of torchvision as published, for 1000 classes."
+    )
 
 
-def _count(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def _checkpoint_table(path: Path) -> Table:
+def _print_checkpoint(path: Path) -> None:
     """What a checkpoint says about itself; facts that it does not hold are left out."""
-    from lit_nn.checkpoint import read_checkpoint
+    from lit_nn.checkpoint import CheckpointError, read_checkpoint  # only here: lightning takes seconds
 
     checkpoint = read_checkpoint(path)
     hparams = checkpoint["hyper_parameters"]
-    scores = [
-        f"{state['monitor']} {state['current_score']:.4f} (best so far {state['best_model_score']:.4f})"
-        for state in checkpoint.get("callbacks", {}).values()
-        if "monitor" in state and state.get("current_score") is not None
-    ]
-    facts = {
-        "network": hparams["net"],
-        "arguments": ", ".join(f"{name}={value}" for name, value in (hparams["net_args"] or {}).items()) or "none",
-        "classes": f"{len(hparams['class_names'])}: {', '.join(hparams['class_names'])}",
-        "images": f"{tuple(hparams['image_shape'])}, mean {hparams['mean']}, std {hparams['std']}",
-        "training": f"epoch {checkpoint.get('epoch')} (the first is 0), step {checkpoint.get('global_step')}",
-        "metrics": ", ".join(scores),
-        "versions": ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items()),
-        "commit": checkpoint.get("git_commit", ""),
-        "configuration": yaml.safe_dump(_without_none(checkpoint.get("settings", {})), sort_keys=False).rstrip(),
-    }
-    made = _table(str(path), "what", "value")
-    for what, text in facts.items():
-        if text and text != "{}":
-            made.add_row(what, text)
-    return made
+    try:  # only what a network is built from has been checked
+        scores = [
+            f"{state['monitor']} {state['current_score']:.4f} (best so far {state['best_model_score']:.4f})"
+            for state in checkpoint.get("callbacks", {}).values()
+            if "monitor" in state and state.get("current_score") is not None
+        ]
+        settings = _without_none(checkpoint.get("settings", {}))
+        facts = {
+            "network": hparams["net"],
+            "arguments": ", ".join(f"{name}={value}" for name, value in (hparams["net_args"] or {}).items()) or "none",
+            "classes": f"{len(hparams['class_names'])}: {', '.join(hparams['class_names'])}",
+            "images": f"{tuple(hparams['image_shape'])}, mean {hparams['mean']}, std {hparams['std']}",
+            "training": f"epoch {checkpoint.get('epoch')} (the first is 0), step {checkpoint.get('global_step')}",
+            "metrics": ", ".join(scores),
+            "versions": ", ".join(f"{name} {version}" for name, version in checkpoint.get("versions", {}).items()),
+            "commit": str(checkpoint.get("git_commit", "")),
+            "configuration": yaml.safe_dump(settings, sort_keys=False).rstrip() if settings else "",
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: what it says of itself cannot be read ({brief(error)})") from error
+    print_table(["what", "value"], [[what, text] for what, text in facts.items() if text], title=str(path))
 
 
 def _without_none(value: Any) -> Any:
@@ -302,9 +298,7 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     return options, net_args
 
 
-def inspect_net(
-    net: nn.Module, image_size: tuple[int, int], in_channels: int, loss: str, console: Console
-) -> list[Operation]:
+def inspect_net(net: nn.Module, image_size: tuple[int, int], in_channels: int, loss: str) -> list[Operation]:
     """Print everything about one network.
 
     Args:
@@ -312,25 +306,19 @@ def inspect_net(
         image_size: (H, W) of the data's images in pixels, for a network that takes any size.
         in_channels: Channels of the images.
         loss: Name of the loss, one of `lit_nn.losses.LOSSES`.
-        console: Where to.
 
     Returns:
         The autograd graph of the loss.
     """
-    from lit_nn.losses import LOSSES
-
     torch.manual_seed(SEED)
     size = getattr(net, "image_size", None) or image_size
     images = torch.randn(BATCH, in_channels, *size)  # (B, C, H, W), normalised
-    console.print(f"{net}\n", soft_wrap=True)
-    console.print(_layer_table(layers(net, images)))
+    print(f"{net}\n")
+    _print_layers(layers(net, images))
     logits = net.train()(images)  # (B, num_classes); in train mode, as the graph is in training
     operations = backward_graph(LOSSES[loss](logits, torch.zeros(BATCH, dtype=torch.int64)), net)
-    uses = Counter(name for operation in operations for name in operation.parameters)
-    console.print(_parameter_table(net, uses))
-    trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-    console.print(f"{_count(net):,} parameters, {trained:,} of them trained\n")
-    console.print(_graph_table(operations))
+    _print_parameters(net, Counter(name for operation in operations for name in operation.parameters))
+    _print_graph(operations)
     return operations
 
 
@@ -338,26 +326,17 @@ def inspect_net(
 def main(words: list[str]) -> None:
     """Show a network: ``python scripts/inspect_model.py``."""
     options, net_args = _parse(words)
-    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
     if options.list:
-        console.print(_network_table(options.image_shape, options.num_classes))
-        console.print(
-            "Use: --net NAME --net_args.ARGUMENT VALUE; image_size=DATA is the images' own height and width.\n"
-            f"Parameters: for images {options.image_shape} and {options.num_classes} classes; "
-            "those of torchvision as published, for 1000 classes.",
-            soft_wrap=True,
-        )
+        _print_networks(options.image_shape, options.num_classes)
         return
     if options.ckpt:
         from lit_nn.checkpoint import load_classifier
 
         classifier = load_classifier(options.ckpt)
-        console.print(_checkpoint_table(options.ckpt))
+        _print_checkpoint(options.ckpt)
         net, name, loss = classifier.net, classifier.hparams["net"], classifier.hparams["loss"]
         channels, height, width = classifier.hparams["image_shape"]
     else:
-        from lit_nn.nets import build_net
-
         name, loss = options.net, "cross_entropy"
         channels, height, width = options.image_shape
         torch.manual_seed(SEED)
@@ -365,7 +344,7 @@ def main(words: list[str]) -> None:
             net = build_net(name, channels, options.num_classes, (height, width), net_args)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    operations = inspect_net(net, (height, width), channels, loss, console)
+    operations = inspect_net(net, (height, width), channels, loss)
     if options.graph:
         draw_graph(operations, net, options.graph, f"Autograd graph of {name}: gradients flow along the arrows")
-        console.print(f"Autograd graph: {options.graph}", soft_wrap=True)
+        print(f"Autograd graph: {options.graph}")

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from lit_nn.commands import CommandParser, command
+from lit_nn.commands import CommandParser, command, print_table
 from lit_nn.models import MODEL_HELP, Model, classifier_model, data_of, open_model
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from data_modules import ImageDataModule
     from lit_nn.classifier import LitClassifier
 
+SCORES = ("precision", "recall", "f1")  # of each class
 BINS = 15  # of confidence, in the calibration error and the reliability diagram
 MISTAKES = 30  # on the sheet
 COLUMNS = 6  # of that sheet
@@ -265,9 +266,8 @@ def write_report(answers: Answers, images: NDArray[np.uint8], title: str, folder
     found = metrics(answers)
     text = json.dumps({"title": title, **found}, indent=2, ensure_ascii=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    numbers = ("precision", "recall", "f1", "support")
-    rows = [[name, *(row[number] for number in numbers)] for name, row in found["per_class"].items()]
-    _write_csv(folder / "per_class.csv", [["class", *numbers], *rows])
+    rows = [[name, *(row[number] for number in (*SCORES, "support"))] for name, row in found["per_class"].items()]
+    _write_csv(folder / "per_class.csv", [["class", *SCORES, "support"], *rows])
     matrix = [[name, *counts] for name, counts in zip(answers.class_names, answers.confusion.tolist(), strict=True)]
     _write_csv(folder / "confusion.csv", [["true class \\ predicted class", *answers.class_names], *matrix])
     confusion_figure(answers, title).savefig(folder / "confusion.png")
@@ -295,16 +295,14 @@ def add_to_tensorboard(writer: "SummaryWriter", classifier: "LitClassifier", dat
     writer.add_figure("test/mistakes", mistakes_figure(answers, images, title))
 
 
-def _print_table(found: dict[str, Any]) -> None:
+def _print(found: dict[str, Any]) -> None:
     """Print what `metrics` found: a row for each class, their means, and a line for all images."""
     rows = {**found["per_class"], "macro mean": {**found["macro"], "support": found["images"]}}
-    width = max(map(len, rows))
-    print(f"{'class':<{width}}  precision  recall      f1  support")
-    for name, row in rows.items():
-        print(f"{name:<{width}}  {row['precision']:9.2%} {row['recall']:7.2%} {row['f1']:7.2%} {row['support']:8,}")
+    texts = [[name, *(f"{row[score]:.2%}" for score in SCORES), f"{row['support']:,}"] for name, row in rows.items()]
+    print_table(["class", *SCORES, "support"], texts, right=[*SCORES, "support"])
     low, high = found["accuracy_interval_95"]
     print(
-        f"\naccuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"accuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
         f"top 3 {found['top_3_accuracy']:.2%}, "
         f"loss {found['loss']:.4f}, calibration error {found['calibration_error']:.2%}"
     )
@@ -328,6 +326,6 @@ def main(words: list[str]) -> None:
     title = f"{options.model.name} on the test images of {type(data).__name__}"
     folder = options.output or options.model.with_name(f"{options.model.stem}-report")
     found = write_report(answers, images, title, folder)
-    print(f"{title}\n")
-    _print_table(found)
+    print(title)
+    _print(found)
     print(f"Report: {folder}")

@@ -34,7 +34,7 @@ def test_table_and_curves(runs: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([str(folder) for folder in sorted(runs.iterdir())]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    rows = printed.out.splitlines()[3:6]
+    rows = [line.strip() for line in printed.out.splitlines()[4:7]]
     assert rows[0].startswith("net mlp, lr 0.1 ")
     assert rows[1].startswith("net lenet, lr 0.1 ")
     assert "85.00% ± 5.00%" in rows[1]

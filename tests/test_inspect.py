@@ -1,6 +1,5 @@
 """What inspect_model says about networks and checkpoints, with numbers that can be checked by hand."""
 
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Command
-from rich.console import Console
 from torch import Tensor, nn
 from torchvision import models
 
@@ -113,10 +111,9 @@ class Tied(nn.Module):
         return self.second(F.relu(self.first(x.flatten(1))))
 
 
-def test_a_tied_parameter_counts_once_and_is_marked() -> None:
-    out = io.StringIO()
-    inspect_net(Tied(), (2, 2), 1, "cross_entropy", Console(file=out, width=120, markup=False, highlight=False))
-    text = re.sub(" +", " ", out.getvalue())
+def test_a_tied_parameter_counts_once_and_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    inspect_net(Tied(), (2, 2), 1, "cross_entropy")
+    text = re.sub(" +", " ", capsys.readouterr().out)
     assert "24 parameters, 24 of them trained" in text
     assert " second.weight (4, 4) - " in text
     assert "shared: the same tensor as first.weight" in text
