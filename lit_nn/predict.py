@@ -9,11 +9,10 @@ import stat
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -158,132 +157,84 @@ def _target(shape: tuple[int, int, int]) -> tuple[int, int]:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Source:
-    """A file to be classified.
-
-    Attributes:
-        name: What it is called in the report.
-        path: Where it is; None if it was not found.
-        error: Why it cannot be read; "" as long as nothing is wrong.
-    """
-
-    name: str
-    path: Path | None = None
-    error: str = ""
+Decoded = NDArray[np.uint8] | str  # pixels (C, H, W) of a file, or why it cannot be read
+Result = tuple[str, Prediction | str]
+"""A file's name and what it shows, or why it cannot be read."""
 
 
-Results = Iterator[tuple[Source, Prediction | None]]
-"""Files and what they show; None if they cannot be read."""
-
-
-def find_pictures(words: Sequence[str], folder: Path) -> Iterator[Source]:
+def find_pictures(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Find the files that a command line means.
 
     Args:
-        words: Files; folders, which are searched with everything in them for names that end like a picture's; patterns
-            like "shoes/*.jpg" or "shoes/**"; and "-" for standard input, which holds one picture or, as lines of text,
-            any of the others.
-        folder: Where a picture from standard input can be put.
+        words: Files; folders, which are searched with everything in them for names that end like a picture's; and
+            patterns like "shoes/*.jpg" or "shoes/**".
 
     Yields:
-        The files, folders in the order of their names; and what cannot be found, with the reason.
+        Paths, in folders in the order of their names, each with "" or the reason why it is none.
     """
     # os.path instead of Path, which raises at names that are too long and finds no absolute patterns.
     for word in words:
-        if word == "-":
-            yield from _standard_input(folder)
-        elif os.path.isdir(word):  # noqa: PTH112
-            yield from _in_folder(word)
+        if os.path.isdir(word):  # noqa: PTH112
+            closed: list[OSError] = []
+            paths = list(pictures.picture_paths(word, closed.append))
+            yield from ((path, "") for path in paths)
+            yield from ((error.filename, error.strerror or str(error)) for error in closed)
+            if not paths and not closed:
+                yield word, f"no file in it ends in {', '.join(sorted(pictures.SUFFIXES))}"
         elif os.path.lexists(word):
-            yield _source(word)
+            yield word, ""
         elif matches := [match for match in glob.glob(word, recursive=True) if os.path.isfile(match)]:  # noqa: PTH113, PTH207
-            yield from map(_source, sorted(matches))
+            yield from ((match, "") for match in sorted(matches))
         else:
-            yield _source(word, "no such file or folder")
+            yield word, "no such file or folder"
 
 
-def _source(path: str, error: str = "") -> Source:
-    return Source(pictures.printable(path), None if error else Path(path), error)
-
-
-def _standard_input(folder: Path) -> Iterator[Source]:
-    data = sys.stdin.buffer.read()
-    try:
-        lines = data.decode().splitlines()
-    except UnicodeDecodeError:
-        lines = []
-    if lines and "\0" not in lines[0]:
-        yield from find_pictures([line for line in lines if line not in ("", "-")], folder)
-    else:
-        path = folder / "picture"
-        path.write_bytes(data)
-        yield Source("-", path)
-
-
-def _in_folder(folder: str) -> Iterator[Source]:
-    closed: list[OSError] = []
-    found = False
-    for path in pictures.picture_paths(folder, closed.append):
-        found = True
-        yield _source(path)
-    for error in closed:
-        yield _source(error.filename, error.strerror or str(error))
-    if not found and not closed:
-        yield _source(folder, f"no file in it ends in {', '.join(sorted(pictures.SUFFIXES))}")
-
-
-def predict_files(model: Model, files: Sequence[Source], top_k: int) -> Results:
+def predict_files(model: Model, files: Sequence[tuple[str, str]], top_k: int) -> Iterator[Result]:
     """Classify files; threads decode the next ones while the model runs.
 
     Args:
         model: An opened model.
-        files: The files; those that turn out to be unreadable get their ``error``.
+        files: What `find_pictures` found.
         top_k: How many classes to name for each.
 
     Yields:
-        See `Results`; in the order of the files.
+        See `Result`; in the order of the files.
 
     Raises:
         UsageError: If the model does not take pictures.
     """
     size, channels = _target(model.image_shape)
 
-    def decode(part: Sequence[Source]) -> list[NDArray[np.uint8]]:
-        """Pixels (C, H, W) of those that can be read."""
-        return [pixels for file in part if (pixels := _decoded(file, size, channels)) is not None]
+    def decode(part: Sequence[tuple[str, str]]) -> list[Decoded]:
+        return [error or _decoded(path, size, channels) for path, error in part]
 
-    def classified(part: Sequence[Source], decoding: Future[list[NDArray[np.uint8]]]) -> Results:
-        pixels = decoding.result()
+    def classified(part: Sequence[tuple[str, str]], decoded: list[Decoded]) -> Iterator[Result]:
+        pixels = [item for item in decoded if not isinstance(item, str)]  # (C, H, W) each
         found = iter(ranked(model.run(np.stack(pixels))[1], model.class_names, top_k) if pixels else [])
-        for file in part:
-            yield file, None if file.error else next(found)
+        for (path, _), item in zip(part, decoded, strict=True):
+            yield pictures.printable(path), item if isinstance(item, str) else next(found)
 
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[Sequence[Source], Future[list[NDArray[np.uint8]]]]] = deque()
+        waiting: deque[tuple[Sequence[tuple[str, str]], Future[list[Decoded]]]] = deque()
         for rows in batches(len(files)):
-            part = files[rows]
-            waiting.append((part, pool.submit(decode, part)))
+            waiting.append((files[rows], pool.submit(decode, files[rows])))
             if len(waiting) > 2 * threads:  # enough to keep everyone busy, and no more in memory
-                yield from classified(*waiting.popleft())
-        while waiting:
-            yield from classified(*waiting.popleft())
+                part, decoding = waiting.popleft()
+                yield from classified(part, decoding.result())
+        for part, decoding in waiting:
+            yield from classified(part, decoding.result())
 
 
-def _decoded(file: Source, size: int, channels: int) -> NDArray[np.uint8] | None:
-    """Pixels (C, H, W) of a file; None, and the reason in the file's ``error``, if it cannot be read."""
-    if file.path is None:
-        return None
+def _decoded(path: str, size: int, channels: int) -> Decoded:
     try:
-        if stat.S_ISREG(os.stat(file.path).st_mode):  # noqa: PTH116 (Path.stat takes longer)
-            return pictures.prepare_picture(file.path, size, channels)
-        file.error = "not a file"  # opening a pipe or a device could wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (Path.stat takes longer)
+            return "not a file"  # opening a pipe or a device could wait for ever
+        return pictures.prepare_picture(Path(path), size, channels)
     except pictures.PictureError as error:
-        file.error = str(error)
+        return str(error)
     except OSError as error:
-        file.error = error.strerror or str(error)
-    return None
+        return error.strerror or str(error)
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -294,48 +245,42 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def _say_what_cannot_be_read(results: Results) -> Results:
-    for file, prediction in results:
-        if prediction is None:
-            print(f"{_one_line(file.name)}: {file.error}", file=sys.stderr)
-        yield file, prediction
-
-
-def _print_table(results: Results, width: int, label_width: int) -> None:
-    for file, prediction in results:
-        if prediction is not None:
-            pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+def _print_table(results: Iterable[Result], width: int, label_width: int) -> None:
+    """Print a line for each file as soon as it is known."""
+    for name, found in results:
+        if isinstance(found, Prediction):
+            pairs = zip(found.labels, found.probabilities, strict=True)
             cells = [f"{label:<{label_width}} {share:6.1%}" for label, share in pairs]
-            print(f"{_one_line(file.name):<{width}}", *cells, sep="  ")
+            print(f"{_one_line(name):<{width}}", *cells, sep="  ")
 
 
-def _print_json(results: Results) -> None:
-    """Print a list with an object for each file."""
-    print("[", end="")
-    for number, (file, prediction) in enumerate(results):
-        entry: dict[str, Any] = {"path": file.name}
-        if prediction is None:
-            entry["error"] = file.error
-        else:
-            pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+def _print_json(results: Iterable[Result]) -> None:
+    """Print a list with an object for each file, a line each."""
+    lines = []
+    for name, found in results:
+        entry: dict[str, Any] = {"path": name}
+        if isinstance(found, Prediction):
+            pairs = zip(found.labels, found.probabilities, strict=True)
             entry["predictions"] = [{"label": label, "probability": round(share, 6)} for label, share in pairs]
-        print("," if number else "", json.dumps(entry, ensure_ascii=False), sep="\n", end="")
-    print("\n]")
+        else:
+            entry["error"] = found
+        lines.append(json.dumps(entry, ensure_ascii=False))
+    print("[", ",\n".join(lines), "]", sep="\n")
 
 
-def _write_csv(results: Results, path: Path, top_k: int) -> None:
+def _write_csv(results: Iterable[Result], path: Path, top_k: int) -> None:
     """Write a row for each file: path, label, probability, label_2, probability_2 and so on, error."""
     with path.open("w", newline="", encoding="utf-8") as target:
         writer = csv.writer(target)
         numbers = ["", *(f"_{number}" for number in range(2, top_k + 1))]
         names = [name + number for number in numbers for name in ("label", "probability")]
         writer.writerow(["path", *names, "error"])
-        for file, prediction in results:
-            cells = [""] * len(names)
-            if prediction is not None:
-                cells[::2] = prediction.labels
-                cells[1::2] = [f"{share:.6f}" for share in prediction.probabilities]
-            writer.writerow([file.name, *cells, file.error])
+        for name, found in results:
+            if isinstance(found, Prediction):
+                pairs = zip(found.labels, found.probabilities, strict=True)
+                writer.writerow([name, *(cell for label, share in pairs for cell in (label, f"{share:.6f}")), ""])
+            else:
+                writer.writerow([name, *[""] * len(names), found])
 
 
 @command
@@ -343,12 +288,7 @@ def main(words: list[str]) -> None:
     """Classify picture files: ``python scripts/predict.py``."""
     parser = CommandParser("predict", "Name what picture files show.")
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help='pictures, folders, patterns ("shoes/**/*.jpg"); - for standard input: one picture, or lines of paths',
-    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help='pictures, folders, patterns ("shoes/**/*.jpg")')
     parser.add_argument("--top_k", type=int, default=1, metavar="N", help="classes to name for each picture [1]")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -360,22 +300,30 @@ def main(words: list[str]) -> None:
     warnings.filterwarnings("ignore", module="PIL")  # what matters about a file comes as an error
     model = open_model(options.model)
     top_k = min(options.top_k, len(model.class_names))
-    with TemporaryDirectory() as folder:
-        files = list(find_pictures(options.paths, Path(folder)))
-        results = _say_what_cannot_be_read(predict_files(model, files, top_k))
-        printing = options.csv is None and sys.stdout.isatty()  # which shows the progress as well
-        if len(files) >= MANY and sys.stderr.isatty() and not printing:
-            from tqdm import tqdm  # only here, because importing it takes as long as a few hundred pictures
+    files = list(find_pictures(options.paths))
+    failed: list[str] = []
 
-            results = tqdm(results, total=len(files), unit=" pictures")
-        if options.csv:
-            _write_csv(results, options.csv, top_k)
-        elif options.json:
-            _print_json(results)
-        else:
-            width = min(max((len(file.name) for file in files), default=0), 80)
-            _print_table(results, width, max(map(len, model.class_names)))
-    if failed := sum(file.error != "" for file in files):
-        raise OSError(f"{failed:,} of {len(files):,} files could not be read")
+    def told(results: Iterable[Result]) -> Iterator[Result]:
+        for name, found in results:
+            if isinstance(found, str):
+                failed.append(name)
+                print(f"{_one_line(name)}: {found}", file=sys.stderr)
+            yield name, found
+
+    results = told(predict_files(model, files, top_k))
+    printing = options.csv is None and sys.stdout.isatty()  # which shows the progress as well
+    if len(files) >= MANY and sys.stderr.isatty() and not printing:
+        from tqdm import tqdm  # only here, because importing it takes as long as a few hundred pictures
+
+        results = tqdm(results, total=len(files), unit=" pictures")
+    if options.csv:
+        _write_csv(results, options.csv, top_k)
+    elif options.json:
+        _print_json(results)
+    else:
+        width = min(max((len(path) for path, _ in files), default=0), 80)
+        _print_table(results, width, max(map(len, model.class_names)))
+    if failed:
+        raise OSError(f"{len(failed):,} of {len(files):,} files could not be read")
     if options.csv:
         print(f"{len(files):,} predictions: {options.csv}")
