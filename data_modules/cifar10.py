@@ -34,8 +34,8 @@ class CIFAR10(ImageDataModule):
     and ``cifar10-labels.npy`` in ``data_dir``, and memory-mapped from there.
 
     Args:
-        mirrors: Further servers to download from, tried first: addresses of the python archive, or, ending in "/", of
-            a folder that has it.
+        mirrors: Further servers to download from, tried first: one address or several, of the python archive or, ending
+            in "/", of a folder that has it.
         kwargs: What every data set takes; see `ImageDataModule`.
     """
 
@@ -52,9 +52,9 @@ class CIFAR10(ImageDataModule):
     }
     """SHA-256 of the published archives."""
 
-    def __init__(self, mirrors: list[str] | None = None, **kwargs: Any) -> None:
+    def __init__(self, mirrors: list[str] | str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.mirrors = [*(mirrors or []), *MIRRORS]
+        self.mirrors = [*([mirrors] if isinstance(mirrors, str) else mirrors or []), *MIRRORS]
 
     def prepare_data(self) -> None:
         """Decode the batches, after downloading them if they are not there; nothing if that was done before.
@@ -63,21 +63,23 @@ class CIFAR10(ImageDataModule):
             DataError: If the batches cannot be had or are damaged; the message says what can be done.
         """
         root = Path(self.data_dir)
-        if self._labels_file.is_file():
+        if self._is_decoded():
             return
         try:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / "cifar10.lock"):
-                if not self._labels_file.is_file():  # nobody else decoded them while this process waited
+                if not self._is_decoded():  # nobody else decoded them while this process waited
                     self._decode()
         except OSError as error:
-            raise DataError(f"CIFAR-10 cannot be prepared in {root}: {error}") from error
+            raise DataError(
+                f"CIFAR-10 cannot be prepared in {root} ({error}); --data_dir names a folder that can be written to"
+            ) from error
 
     def load(self, split: Split) -> Arrays | None:
         """Map the training or test set into memory; see `ImageDataModule.load`."""
         if split == "val":
             return None
-        if not self._labels_file.is_file():
+        if not self._is_decoded():
             raise DataError(
                 f"CIFAR-10 was not prepared in {self.data_dir}: python scripts/prepare_data.py --data cifar10 "
                 f"--data_dir {self.data_dir}"
@@ -93,7 +95,10 @@ class CIFAR10(ImageDataModule):
 
     @property
     def _labels_file(self) -> Path:
-        return Path(self.data_dir, "cifar10-labels.npy")  # int64 (60000,); written last: where it is, both are complete
+        return Path(self.data_dir, "cifar10-labels.npy")  # int64 (60000,)
+
+    def _is_decoded(self) -> bool:
+        return self._images_file.is_file() and self._labels_file.is_file()  # each appears only when it is complete
 
     def _decode(self) -> None:
         count = self.batch_images
@@ -139,7 +144,7 @@ class CIFAR10(ImageDataModule):
                 f"cifar-10-batches-py or cifar-10-batches-bin.\n{error}\nWhat you can do:\n"
                 "  try again: what has come so far is kept, and the download goes on from there\n"
                 f"  put {archive} into {root}, or give its folder: --data_dir FOLDER\n"
-                "  name a server that has it: --data.mirrors '[\"https://example.org/cifar-10-python.tar.gz\"]'"
+                "  name a server that has it: --data.mirrors https://example.org/cifar-10-python.tar.gz"
             ) from error
         return read_archive(root / archive)
 
@@ -234,7 +239,7 @@ class _BatchUnpickler(pickle.Unpickler):
         ("numpy._core.multiarray", "_reconstruct"): _Array,  # as numpy 2 writes it
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _DType,
-        ("_codecs", "encode"): bytes,  # how Python 3 writes bytes in the published format, protocol 2
+        ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes in the published format, protocol 2
     }
 
     def find_class(self, module: str, name: str) -> Any:

@@ -1,5 +1,6 @@
 """CIFAR-10 from small archives made here: every form it comes in, broken and hostile ones, interrupted downloads."""
 
+import _codecs
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import pytest
 import torch
 from file_server import FileServer, file_server
 
-from data_modules import CIFAR10, DataError, cifar10, files
+from data_modules import CIFAR10, DataError, cifar10, files, report
 from data_modules.cifar10 import BINARY, PICKLED
 
 COUNT = 20  # images per batch
@@ -273,6 +274,24 @@ def test_an_archive_writes_nothing_but_arrays(tmp_path: Path, monkeypatch: pytes
     assert {path.name for path in tmp_path.rglob("*")} <= {"a", "b", PYTHON, "cifar10.lock"}
 
 
+def test_bytes_come_only_from_text(tmp_path: Path) -> None:
+    batch = {
+        "labels": LABELS[0].tolist(),
+        "data": IMAGES[0].reshape(COUNT, -1),
+        "more": Hostile(_codecs.encode, 1 << 20),
+    }
+    with pytest.raises(DataError, match="data_batch_1 is damaged"):
+        cifar10.read_batch(Path("data_batch_1"), pickle.dumps(batch, 2), COUNT)
+
+
+@pytest.mark.parametrize("name", ["cifar10-images.npy", "cifar10-labels.npy"])
+def test_a_lost_cache_is_made_again(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {PYTHON: PYTHON_TAR})
+    prepare(tmp_path)
+    (tmp_path / name).unlink()
+    assert_right(prepare(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["cifar10-images.npy", "cifar10-labels.npy"])
 def test_a_damaged_cache_is_refused_by_name(tmp_path: Path, name: str) -> None:
     write(tmp_path, {PYTHON: PYTHON_TAR})
@@ -284,8 +303,9 @@ def test_a_damaged_cache_is_refused_by_name(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"cannot be prepared in .*file"):
-        prepare(tmp_path / "file" / "data")
+    for folder in (tmp_path / "file" / "data", tmp_path / "file"):
+        with pytest.raises(DataError, match=r"cannot be prepared in .*file.*--data_dir names a folder"):
+            prepare(folder)
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
@@ -300,6 +320,18 @@ def test_download_from_a_folder_or_an_address(tmp_path: Path, server: FileServer
     assert_right(prepare(tmp_path / "b", server.url + PYTHON))
     assert_right(prepare(tmp_path / "b", server.url))  # what is there is not downloaded again
     assert len(server.requests) == 2
+
+
+def test_one_mirror_is_typed_as_it_is(tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, sheet = str(tmp_path), str(tmp_path / "sheet.png")
+    words = ["--data", "cifar10", "--data_dir", folder, "--data.mirrors", server.url, "--sheet", sheet]
+    monkeypatch.setattr(sys, "argv", ["scripts/prepare_data.py", *words])
+    report.prepare()
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:6], json.dumps([server.url + "nowhere/", server.url]), *sys.argv[7:]])
+    (tmp_path / PYTHON).unlink()
+    (tmp_path / "cifar10-labels.npy").unlink()
+    report.prepare()
+    assert [path for path, _ in server.requests] == [f"/{PYTHON}", f"/nowhere/{PYTHON}", f"/{PYTHON}"]
 
 
 def test_a_download_that_breaks_off_is_taken_up_again(tmp_path: Path, server: FileServer) -> None:
