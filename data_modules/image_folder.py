@@ -3,7 +3,6 @@
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,6 +19,7 @@ from data_modules.picture_cache import ListedPicture, PictureCache, cached_pictu
 from data_modules.pictures import SUFFIXES, picture_paths, printable, shared_pictures
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+MISNOMERS = {*SPLITS, "training", "testing", "valid", "validation"}  # of SPLITS: passed over, or taken for classes
 LAYOUTS = "expected DIR/train/CLASS/PICTURE, with val/ and test/ beside train/ if you have them, or DIR/CLASS/PICTURE"
 
 
@@ -38,7 +38,7 @@ class ImageFolder(ImageDataModule):
         data_dir: The folder.
         image_size: Width and height to which pictures are scaled and cut, in pixels; None for the median shorter side
             of about a thousand of the pictures, at most 224.
-        channels: 1 for gray, 3 for colour; None for gray if these thousand are all stored in gray, else colour.
+        channels: 1 for gray, 3 for colour; None for gray if these thousand are all gray, else colour.
         test_fraction: Share of each class that is held out for the test, if there is no ``test/``.
         on_error: What a picture that cannot be read does: "stop" (after listing all of them), or "skip".
         options: What every data set takes: ``batch_size``, ``val_fraction``, ``augment``, ``seed``, ...
@@ -72,12 +72,12 @@ class ImageFolder(ImageDataModule):
     @property
     def class_names(self) -> list[str]:  # type: ignore[override]
         """Names of the training folders, sorted."""
-        return self._folder.class_names
+        return self._listed[0]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """Channels, height and width of every image."""
-        channels, height, width = self._folder.pictures.images.shape[1:]
+        channels, height, width = self._pictures.images.shape[1:]
         return channels, height, width
 
     @property
@@ -99,30 +99,40 @@ class ImageFolder(ImageDataModule):
         Raises:
             DataError: If they cannot be used; the message says why.
         """
-        self._folder  # noqa: B018 (reading it is what does the work)
-
-    def _parts(self, name: Split) -> Parts:
-        return self._folder.parts
+        self.split("train")
 
     @cached_property
     def _moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and mean square of the training part's channels, (C,) each."""
-        training = self._folder.parts["train"][1].numpy()
-        mean, mean_square = self._folder.pictures.moments[training].mean(0, dtype=np.float64)
+        training = self.split("train")[2].numpy()
+        mean, mean_square = self._pictures.moments[training].mean(0, dtype=np.float64)
         return mean, mean_square
 
     @cached_property
-    def _folder(self) -> "_Folder":
-        """The pictures, looked over: read once per process, on the first use."""
-        root = Path(self.data_dir)
+    def _listed(self) -> tuple[list[str], list["_Picture"]]:
+        """Names of the classes, and all pictures."""
         try:
-            class_names, listing = _list_folder(root)
+            return _list_folder(Path(self.data_dir))
         except OSError as error:
             raise DataError(f"{printable(error.filename)} cannot be looked into: {error.strerror}") from error
-        files = [picture.file for picture in listing]
-        pictures = cached_pictures(root, files, self.image_size, self.channels, self.on_error == "skip")
-        self._report_failures(files, pictures.failures)
 
+    @cached_property
+    def _pictures(self) -> PictureCache:
+        """The pictures, decoded, in the order of the listing."""
+        files = [picture.file for picture in self._listed[1]]
+        root, keep_failures = Path(self.data_dir), self.on_error == "skip"
+        pictures = cached_pictures(root, files, self.image_size, self.channels, keep_failures)
+        if pictures.failures:
+            report = f"{len(pictures.failures)} of {len(files)} pictures in {root} cannot be read:" + "".join(
+                f"\n  {printable(files[row].path)}: {reason}" for row, reason in sorted(pictures.failures.items())
+            )
+            if self.on_error == "stop":
+                raise DataError(f"{report}\nRepair or remove them, or leave them out with --data.on_error skip")
+            rank_zero_warn(f"{report}\nThey are left out")
+        return pictures
+
+    def _parts(self, name: Split) -> Parts:
+        root, (class_names, listing), pictures = Path(self.data_dir), self._listed, self._pictures
         labels = torch.tensor([picture.label for picture in listing])  # (N,)
         readable = [row for row in range(len(listing)) if row not in pictures.failures]
         rows: dict[Split, Tensor] = {
@@ -132,52 +142,39 @@ class ImageFolder(ImageDataModule):
         missing = [name for label, name in enumerate(class_names) if not (labels[rows["train"]] == label).any()]
         if missing:
             raise DataError(f"{root}: no training picture of {', '.join(missing)}; add some or remove the folder")
+        own = {picture.split for picture in listing}
         fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
         for split, fraction in fractions.items():
-            if not any(picture.split == split for picture in listing):
+            if split not in own:
+                if (root / split).is_dir():
+                    rank_zero_warn(f"{root / split} has no pictures in folders of classes: the part is cut from train")
                 kept, cut_off = stratified_split(labels[rows["train"]], fraction, self.seed)
                 rows["train"], rows[split] = rows["train"][kept], rows["train"][cut_off]
             counts = labels[rows[split]].bincount(minlength=len(class_names))
             if not counts.any():
-                raise DataError(f"{root}: too few pictures for a {split} part; each class needs three or more")
+                reason = "none can be read" if split in own else "each class needs three or more"
+                raise DataError(f"{root}: too few pictures for a {split} part; {reason}")
             if (counts == 0).any():
                 lacking = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
                 rank_zero_warn(f"{root}: the {split} part has no picture of {', '.join(lacking)}")
 
-        self._report_shared(files, pictures, rows)
+        self._report_shared(rows)
         arrays = (pictures.images, labels)
-        return _Folder(class_names, pictures, {split: (arrays, members) for split, members in rows.items()})
+        return {split: (arrays, members) for split, members in rows.items()}
 
-    def _report_failures(self, files: list[ListedPicture], failures: dict[int, str]) -> None:
-        if not failures:
-            return
-        report = f"{len(failures)} of {len(files)} pictures in {self.data_dir} cannot be read:" + "".join(
-            f"\n  {printable(files[row].path)}: {reason}" for row, reason in sorted(failures.items())
-        )
-        if self.on_error == "stop":
-            raise DataError(f"{report}\nRepair or remove them, or leave them out with --data.on_error skip")
-        rank_zero_warn(f"{report}\nThey are left out")
+    def _report_shared(self, rows: dict[Split, Tensor]) -> None:
+        listing, digests = self._listed[1], self._pictures.digests
 
-    def _report_shared(self, files: list[ListedPicture], pictures: PictureCache, rows: dict[Split, Tensor]) -> None:
         def name(split: Split, place: int) -> str:
-            return f"{split} {printable(files[rows[split][place]].path)}"
+            return f"{split} {printable(listing[int(rows[split][place])].file.path)}"
 
-        shared = shared_pictures({split: pictures.digests[members.numpy()] for split, members in rows.items()})
+        shared = shared_pictures({split: digests[members.numpy()] for split, members in rows.items()})
         pairs = [f"{name(one, place)} = {name(other, other_place)}" for one, place, other, other_place in shared]
         if pairs:
             rank_zero_warn(
                 f"{self.data_dir}: {len(pairs)} pictures lie in two parts, which makes results look better than they "
                 "are:" + "".join(f"\n  {pair}" for pair in pairs)
             )
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """What a folder was found to hold."""
-
-    class_names: list[str]
-    pictures: PictureCache
-    parts: Parts
 
 
 class _Picture(NamedTuple):
@@ -197,6 +194,8 @@ def _list_folder(root: Path) -> tuple[list[str], list[_Picture]]:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; --data_dir names the folder with your pictures: {LAYOUTS}")
+    if misnamed := sorted({path.name for path in root.iterdir() if path.name.lower() in MISNOMERS} - {*SPLITS}):
+        raise DataError(f"{root} has {', '.join(misnamed)}; rename it to train, val or test")
     folders: dict[Split, Path] = {split: root / split for split in SPLITS if (root / split).is_dir()}
     if folders and "train" not in folders:
         raise DataError(f"{root} has {' and '.join(folders)} but no train; {LAYOUTS}")

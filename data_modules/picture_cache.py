@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from data_modules.base import DataError
 from data_modules.files import atomic_path, open_tensor
-from data_modules.pictures import PictureError, picture_digest, picture_header, prepare_picture, printable
+from data_modules.pictures import PictureError, is_gray, picture_digest, picture_header, prepare_picture, printable
 
-VERSION = 1  # raise it whenever `prepare_picture` gives other pixels: caches of other versions are made again
+VERSION = 2  # raise it whenever `prepare_picture` gives other pixels: caches of other versions are made again
 BLOCK = 32  # pictures per task: few enough for the bar to move, enough for numpy to work on whole arrays
 SAMPLED = 1000  # pictures whose headers decide on image size and channels if nobody does
 LARGEST_DEFAULT_SIZE = 224  # pixels, what most published networks take
@@ -68,7 +68,7 @@ def cached_pictures(
         root: The folder of the data set.
         listing: The pictures.
         image_size: Width and height in pixels; None for the median of the pictures' shorter sides, at most 224.
-        channels: 1 for gray, 3 for colour; None for gray if all that were sampled are stored in gray, else colour.
+        channels: 1 for gray, 3 for colour; None for gray if all that were sampled are gray, else colour.
         keep_failures: Whether a later run may reuse a cache in which pictures are missing.
 
     Returns:
@@ -158,12 +158,11 @@ def _build(
 
 
 def _suggestion(paths: list[Path]) -> tuple[int, int]:
-    """Image size and channels that suit the pictures, from the headers of up to about a thousand of them."""
-    headers = []
+    """Image size and channels that suit the pictures, from up to about a thousand of them."""
+    sides, gray = [], True
     for path in paths[:: max(1, len(paths) // SAMPLED)]:
         with suppress(PictureError):  # decoding reports it
-            headers.append(picture_header(path))
-    if not headers:
-        return 1, 1  # no picture can be read, so nothing will come of it
-    median = np.median([min(width, height) for width, height, _ in headers])
-    return min(int(median), LARGEST_DEFAULT_SIZE), 1 if all(is_gray for *_, is_gray in headers) else 3
+            sides.append(min(picture_header(path)[:2]))
+            gray = gray and is_gray(path)
+    # Without a readable picture nothing will come of it, whatever the size.
+    return min(int(np.median(sides or [1])), LARGEST_DEFAULT_SIZE), 1 if gray else 3

@@ -3,18 +3,24 @@
 import hashlib
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 Part = TypeVar("Part")
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """How the names of picture files end, in any case; other files are not looked at."""
+FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")  # no other: for PostScript, Pillow would start Ghostscript
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are refused below
 
 
 class PictureError(Exception):
@@ -51,16 +57,25 @@ def picture_header(path: Path) -> tuple[int, int, bool]:
         path: A picture file.
 
     Returns:
-        Width and height in pixels as stored, and whether the file holds gray levels only.
+        Width and height in pixels as stored, and whether the format allows for gray levels only.
 
     Raises:
-        PictureError: If the file is not a picture, cannot be read, or claims more pixels than Pillow allows.
+        PictureError: As `prepare_picture`.
     """
-    try:
-        with _open(path) as image:
-            return image.width, image.height, image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-    except Exception as error:
-        raise PictureError(_reason(path, error)) from error
+    with _opened(path) as image:
+        return image.width, image.height, image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+
+
+def is_gray(path: Path) -> bool:
+    """Whether a picture shows only gray, which colour formats and palettes can hold too.
+
+    Raises:
+        PictureError: As `prepare_picture`.
+    """
+    if picture_header(path)[2]:
+        return True
+    red, green, blue = prepare_picture(path, 32, 3)  # small, and so fast
+    return np.array_equal(red, green) and np.array_equal(green, blue)
 
 
 def prepare_picture(path: Path, image_size: int, channels: int) -> NDArray[np.uint8]:
@@ -81,13 +96,10 @@ def prepare_picture(path: Path, image_size: int, channels: int) -> NDArray[np.ui
     Raises:
         PictureError: If the file is not a picture, cannot be read, or claims more pixels than Pillow allows.
     """
-    try:
-        with _open(path) as image:
-            # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size: much faster.
-            image.draft(None, (2 * image_size, 2 * image_size))
-            return prepare_image(image, image_size, channels)
-    except Exception as error:  # decoders raise all kinds of things at broken or hostile files
-        raise PictureError(_reason(path, error)) from error
+    with _opened(path) as image:
+        # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size: much faster.
+        image.draft(None, (2 * image_size, 2 * image_size))
+        return prepare_image(image, image_size, channels)
 
 
 def prepare_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
@@ -96,7 +108,12 @@ def prepare_image(image: Image.Image, image_size: int, channels: int) -> NDArray
     Raises:
         ValueError: If its pixels cannot be converted.
     """
-    ImageOps.exif_transpose(image, in_place=True)  # a copy of each picture would cost a quarter more time
+    try:
+        image.getexif()
+    except Exception:
+        pass  # it is broken, but the picture can be seen
+    else:
+        ImageOps.exif_transpose(image, in_place=True)  # a copy of each picture would cost a quarter more time
     converted = _converted(image, "L" if channels == 1 else "RGB")
     if converted.size != (image_size, image_size):
         # Crops first, so that a strip of 20,000 x 10 is not scaled to a monster.
@@ -128,13 +145,17 @@ def shared_pictures(digests: dict[Part, NDArray[np.uint64]]) -> list[tuple[Part,
     ]
 
 
-def _open(path: Path) -> Image.Image:
-    image = Image.open(path)
-    # Pillow itself warns at its limit, and refuses only at twice that.
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        image.close()
-        raise Image.DecompressionBombError
-    return image
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever goes wrong with it inside the "with" is a `PictureError`."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            # Pillow itself warns at its limit, and refuses only at twice that.
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+    except Exception as error:  # decoders raise all kinds of things at broken or hostile files
+        raise PictureError(_reason(path, error)) from error
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
@@ -143,22 +164,26 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError("has gray levels beyond 16 bits")
+        if image.info.get("transparency") is not None:
+            levels = np.where(levels == image.info["transparency"], 65535, levels)
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:
+            levels = 65535 - levels  # 0 is white, which Pillow heeds only for 8 bits
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
     elif image.mode == "LAB":
         image = image.convert("RGB")  # Pillow knows no way from LAB to gray
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # there is no direct way from La
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert(mode)
 
 
 def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+    if isinstance(error, Image.DecompressionBombError):
         return f"refused as a decompression bomb: it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty" if path.stat().st_size == 0 else "not a picture that Pillow knows"
+        return "the file is empty" if path.stat().st_size == 0 else f"not a picture in {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror  # without the path, which the caller prints
     return str(error) or type(error).__name__

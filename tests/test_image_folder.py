@@ -94,6 +94,35 @@ def test_sixteen_bits_lose_the_lower_byte(tmp_path: Path) -> None:
         assert (prepare_picture(tmp_path / name, 8, 3) == levels // 256).all()
 
 
+def tiff(levels: np.ndarray, photometric: int) -> bytes:
+    """An uncompressed TIFF of unsigned levels (H, W), or of gray levels and how opaque they are (H, W, 2)."""
+    height, width, samples = np.atleast_3d(levels).shape
+    bits = 8 * levels.itemsize
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: samples, 278: height}
+    tags |= {279: levels.nbytes}
+    if samples == 2:
+        tags |= {258: bits + (bits << 16), 338: 1}  # two numbers in one field; the levels are multiplied already
+    entries = [struct.pack("<HHII", tag, 3, 1 + (tag == 258 and samples == 2), value) for tag, value in tags.items()]
+    start = struct.pack("<2sHI", b"II", 42, 8 + levels.nbytes)
+    return start + levels.tobytes() + struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4)
+
+
+def test_sixteen_bits_with_transparency_or_with_zero_for_white(tmp_path: Path) -> None:
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
+    Image.fromarray(levels).save(tmp_path / "clear.png", transparency=2048)
+    assert (prepare_picture(tmp_path / "clear.png", 8, 1)[0] == np.where(levels == 2048, 255, levels // 256)).all()
+    (tmp_path / "negative.tiff").write_bytes(tiff(levels, 0))
+    assert (prepare_picture(tmp_path / "negative.tiff", 8, 1)[0] == 255 - levels // 256).all()
+
+
+def test_gray_that_is_multiplied_by_its_transparency(tmp_path: Path) -> None:
+    levels = np.full((8, 8, 2), (64, 128), np.uint8)  # half of it white, through which the page is seen
+    (tmp_path / "alpha.tiff").write_bytes(tiff(levels, 1))
+    for channels in (1, 3):
+        assert np.abs(prepare_picture(tmp_path / "alpha.tiff", 8, channels).astype(int) - 191).max() <= 1
+    assert picture_header(tmp_path / "alpha.tiff") == (8, 8, True)
+
+
 def test_transparent_becomes_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     image.paste((*RED, 255), (0, 0, 4, 8))
@@ -123,6 +152,14 @@ def test_pictures_are_turned_upright(tmp_path: Path, suffix: str) -> None:
     pixels = prepare_picture(tmp_path / f"turned{suffix}", 32, 3).astype(int)
     assert np.abs(pixels[:, 4, 16] - RED).max() < 30  # left is now at the top
     assert np.abs(pixels[:, 28, 16] - BLUE).max() < 30
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_a_picture_whose_exif_is_broken_is_seen(tmp_path: Path, suffix: str) -> None:
+    noise(32).save(tmp_path / f"plain{suffix}")
+    noise(32).save(tmp_path / f"broken{suffix}", exif=b"Exif\0\0this is no EXIF")
+    plain, broken = (prepare_picture(tmp_path / f"{name}{suffix}", 32, 3) for name in ("plain", "broken"))
+    assert np.array_equal(plain, broken)
 
 
 def test_shorter_side_is_scaled_and_the_centre_cut(tmp_path: Path) -> None:
@@ -183,6 +220,9 @@ def test_gray_or_colour_and_size_come_from_the_pictures_unless_told(tmp_path: Pa
     root = make_folder(tmp_path / "data", channels=1)
     assert ImageFolder(str(root)).image_shape == (1, 8, 8)
     assert ImageFolder(str(root), channels=3, image_size=12).image_shape == (3, 12, 12)
+    for number, suffix in enumerate([".jpg", ".png", ".webp", ".gif", ".bmp"]):
+        noise(8, 500 + number, 1).convert("RGB").save(root / "train" / "ant" / f"gray{suffix}")
+    assert ImageFolder(str(root)).image_shape == (1, 8, 8)
     noise().save(root / "train" / "ant" / "colour.png")
     assert ImageFolder(str(root)).image_shape == (3, 8, 8)
     for path in root.rglob("*.png"):
@@ -266,6 +306,20 @@ def test_messages_about_the_layout(tmp_path: Path) -> None:
     assert "no folders of classes" in message(tmp_path / "none")
 
 
+@pytest.mark.parametrize("names", [("train", "valid"), ("Train", "Test"), ("training", "val")])
+def test_parts_of_another_name_are_not_passed_over(tmp_path: Path, names: tuple[str, ...]) -> None:
+    root = make_folder(tmp_path / "data", names)
+    assert "rename it to train, val or test" in message(root)
+
+
+def test_an_empty_part_is_reported(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", ("train",))
+    (root / "test").mkdir()
+    noise(seed=5).save(root / "test" / "of_no_class.png")
+    with pytest.warns(UserWarning, match="test has no pictures in folders of classes"):
+        ImageFolder(str(root)).prepare_data()
+
+
 def test_too_few_pictures(tmp_path: Path) -> None:
     assert "too few pictures" in message(make_folder(tmp_path / "data", ("",), count=1))
     root = make_folder(tmp_path / "more", ("",))
@@ -320,6 +374,7 @@ def test_unreadable_pictures_are_listed_then_stop_or_are_left_out(tmp_path: Path
     (bad / "bomb.png").write_bytes(png_claiming(50_000, 50_000))
     (bad / "smaller_bomb.png").write_bytes(png_claiming(10_000, 10_000))
     Image.fromarray(np.zeros((8, 8), np.float32)).save(bad / "float.tiff")
+    (bad / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     (bad / "circle.png").symlink_to(bad / "circle.png")
     (bad / "broken.png").symlink_to(bad / "nowhere.png")
     reasons = {
@@ -329,22 +384,29 @@ def test_unreadable_pictures_are_listed_then_stop_or_are_left_out(tmp_path: Path
         "bomb.png": "decompression bomb",
         "smaller_bomb.png": "decompression bomb",
         "float.tiff": "floating-point",
+        "program.png": "not a picture",
         "circle.png": "symbolic links",
         "broken.png": "No such file",
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        text = message(root)
-        assert "8 of 48 pictures" in text
-        assert "--data.on_error skip" in text
-        for name, reason in reasons.items():
-            (line,) = [line for line in text.splitlines() if f"/{name}: " in line]
-            assert reason in line
-        skipping = ImageFolder(str(root), on_error="skip")
-        with pytest.warns(UserWarning, match="8 of 48 pictures"):
-            skipping.prepare_data()
-        assert skipping.class_counts.sum() + len(skipping.split("val")[2]) == 20
-        assert "8 of 48 pictures" in message(root)  # a cache made with skip does not silence stop
+    text = message(root)
+    assert "9 of 49 pictures" in text
+    assert "--data.on_error skip" in text
+    for name, reason in reasons.items():
+        (line,) = [line for line in text.splitlines() if f"/{name}: " in line]
+        assert reason in line
+    skipping = ImageFolder(str(root), on_error="skip")
+    with pytest.warns(UserWarning, match="9 of 49 pictures"):
+        skipping.prepare_data()
+    assert skipping.class_counts.sum() + len(skipping.split("val")[2]) == 20
+    assert "9 of 49 pictures" in message(root)  # a cache made with skip does not silence stop
+
+
+def test_a_part_of_unreadable_pictures_says_so(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data")
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="20 of 40"):
+        assert "too few pictures for a test part; none can be read" in message(root, on_error="skip")
 
 
 def test_odd_shapes_are_pictures_too(tmp_path: Path) -> None:
