@@ -119,18 +119,23 @@ class ImageDataModule(L.LightningDataModule):
 
     def _parts(self, name: Split) -> Parts:
         """Read a part of the data set, and the others that come with it."""
-        arrays = self._checked(name)
-        if name == "test":
-            return {"test": (arrays, torch.arange(len(arrays[1])))}
-        if (val := self.load("val")) is not None:
-            return {"train": (arrays, torch.arange(len(arrays[1]))), "val": (val, torch.arange(len(val[1])))}
-        train_indices, val_indices = stratified_split(arrays[1], self.val_fraction, self.seed)
-        return {"train": (arrays, train_indices), "val": (arrays, val_indices)}
+        names: list[Split] = ["test"] if name == "test" else ["train", "val"]
+        parts: Parts = {}
+        for split in names:
+            if (arrays := self._checked(split)) is not None:
+                parts[split] = arrays, torch.arange(len(arrays[1]))
+            else:
+                arrays, _ = parts["train"]
+                train_indices, val_indices = stratified_split(arrays[1], self.val_fraction, self.seed)
+                parts = {"train": (arrays, train_indices), "val": (arrays, val_indices)}
+        return parts
 
-    def _checked(self, name: Split) -> Arrays:
-        arrays = self.load("test" if name == "test" else "train")
+    def _checked(self, split: Split) -> Arrays | None:
+        arrays = self.load(split)
         if arrays is None:
-            raise DataError(f"{type(self).__name__} has no {name} images")
+            if split == "val":
+                return None
+            raise DataError(f"{type(self).__name__} has no {split} images")
         images, labels = arrays
         if images.dtype != torch.uint8 or images.shape != (len(labels), *self.image_shape):
             raise DataError(

@@ -181,6 +181,16 @@ def test_a_validation_part_of_its_own_is_used_whole(monkeypatch: pytest.MonkeyPa
     assert len(data.split("train")[2]) == len(data.split("val")[2]) == 40
 
 
+def test_a_validation_part_of_its_own_is_checked_too() -> None:
+    class Uneven(Tiny):
+        def load(self, split: Split) -> Arrays | None:
+            images, labels = self.arrays
+            return (images[:, :, 1:] if split == "val" else images), labels
+
+    with pytest.raises(DataError, match="not uint8"):
+        Uneven().split("val")
+
+
 def test_loaders_outside_a_trainer() -> None:
     data = Tiny(batch_size=10, val_fraction=0.5)
     assert [len(labels) for _, labels in data.train_dataloader()] == [10, 10]
