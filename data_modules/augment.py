@@ -94,23 +94,22 @@ def translate(images: Tensor, draws: Draws) -> Tensor:
     return windows[torch.arange(batch, device=images.device), :, y, x]
 
 
-def _boxes(top: Tensor, left: Tensor, box_height: Tensor, box_width: Tensor, images: Tensor) -> Tensor:
-    """Which pixels lie in each image's box, bool (B, 1, H, W); boxes (B,) may reach beyond the image."""
-    device, (height, width) = images.device, images.shape[2:]
-    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-    top, left, bottom, right = (
-        edge.to(device)[:, None] for edge in (top, left, top + box_height, left + box_width)
-    )  # (B, 1)
-    in_rows, in_columns = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
-    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-
-
 def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, draws: Draws) -> Tensor:
-    """Boxes of the given sizes (B,) whose centres are drawn evenly from each image, bool (B, 1, H, W)."""
-    batch, (height, width) = len(images), images.shape[2:]
-    centre_y = draws.randint(height, batch)
-    centre_x = draws.randint(width, batch)
-    return _boxes(centre_y - box_height // 2, centre_x - box_width // 2, box_height, box_width, images)
+    """Which pixels lie in each image's box, bool (B, 1, H, W).
+
+    The boxes have the given sizes (B,), and centres drawn evenly from the image, so that they may reach beyond it.
+    """
+    device, batch, (height, width) = images.device, len(images), images.shape[2:]
+
+    def inside(sizes: Tensor, length: int) -> Tensor:
+        """Which rows or columns, of as many as the length says, the boxes cover; bool (B, length)."""
+        first = draws.randint(length, batch) - sizes // 2
+        first, last = first.to(device)[:, None], (first + sizes).to(device)[:, None]  # (B, 1)
+        place = torch.arange(length, device=device)
+        return (place >= first) & (place < last)
+
+    in_rows, in_columns = inside(box_height, height), inside(box_width, width)
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
 
 
 def cutout(images: Tensor, draws: Draws) -> Tensor:
