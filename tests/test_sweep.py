@@ -5,6 +5,7 @@ import csv
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -89,6 +90,29 @@ def wait_until(condition: Callable[[], object], process: "subprocess.Popen[str]"
 def children(parent: int) -> list[int]:
     done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
     return [int(word) for word in done.stdout.split()]
+
+
+def ps(process: int, column: str) -> str:
+    """What ps says of a process; "" if it is no more."""
+    line = ["ps", "-ww", "-o", f"{column}=", "-p", str(process)]
+    return subprocess.run(line, capture_output=True, text=True, check=False).stdout
+
+
+def killed_in_the_second_epoch(folder: Path, process: "subprocess.Popen[str]") -> int | None:
+    """Kill a training that is under way, and cannot be pruned yet; gives the number of its trial, if there is one."""
+    for pid in children(process.pid):
+        metrics = folder / "".join(re.findall(r"trial-\d+", ps(pid, "args"))) / "metrics.csv"
+        if not metrics.exists():
+            continue
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGSTOP)
+            while ps(pid, "stat")[:1] not in ("T", "Z", ""):  # stopped, or it had ended before
+                time.sleep(0.01)
+            if ps(pid, "stat").startswith("T") and len(metrics.read_text().splitlines()) == 2:  # the header, one epoch
+                os.kill(pid, signal.SIGKILL)
+                return int(metrics.parent.name.removeprefix("trial-"))
+            os.kill(pid, signal.SIGCONT)
+    return None
 
 
 def wait_for_trials(count: int, folder: Path, process: "subprocess.Popen[str]") -> None:
@@ -289,7 +313,8 @@ def test_one_worker_repeats_itself_even_when_killed(space: Path, tmp_path: Path,
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     process = start(*words, "--study_dir", "killed")
-    assert process.communicate(timeout=1200)[0]
+    output = process.communicate(timeout=1200)[0]
+    assert process.returncode == 0, output
     straight, killed = trials_of(tmp_path / "quiet"), trials_of(tmp_path / "killed")
     assert [facts(trial) for trial in killed] == [facts(trial) for trial in straight]
     pruned = [trial for trial in straight if trial.state == TrialState.PRUNED]
@@ -335,8 +360,8 @@ def test_a_training_that_outlives_the_search_is_waited_for(space: Path, tmp_path
     folder = tmp_path / "runs" / "sweeps" / "space"
     words = [space, *QUICK, "--trials", "1"]
     process = start(*words)
-    wait_until(lambda: (folder / "trial-0000" / "config.yaml").exists(), process)
-    (training,) = children(process.pid)
+    wait_until(lambda: (folder / "logs" / "trial-0000.txt").exists() and children(process.pid), process)
+    (training,) = children(process.pid)  # it has but begun
     os.kill(training, signal.SIGSTOP)
     process.kill()  # this process only
     process.wait()
@@ -360,20 +385,20 @@ def test_a_training_that_outlives_the_search_is_waited_for(space: Path, tmp_path
 def test_failures_are_recorded_and_survived(space: Path, tmp_path: Path, start: Start) -> None:
     folder = tmp_path / "runs" / "sweeps" / "space"
     space.write_text("lr: [0.001, 1e30]\nmodel.optimizer_args.momentum: [0.5, 0.9]\noptimizer: [momentum, adamw]\n")
-    process = start(space, *QUICK, "--trials", "10", "--workers", "2")
-    wait_for_trials(1, folder, process)
-    wait_until(lambda: children(process.pid), process)
-    os.kill(children(process.pid)[0], signal.SIGKILL)
+    longer = ["--net", "mlp", "--accelerator", "cpu", "--batch_size", "16", "--max_epochs", "3"]
+    process = start(space, *longer, "--trials", "10", "--workers", "2")
+    while (killed := killed_in_the_second_epoch(folder, process)) is None:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
     output = process.communicate(timeout=900)[0]
     assert process.returncode == 0, output
     assert "Some trials will fail: unknown option of adamw 'momentum'" in output
     trials = trials_of(folder)
     assert len(trials) == 10  # failed ones count
     errors = {trial.number: trial.user_attrs["error"] for trial in trials if trial.state == TrialState.FAIL}
-    killed = [number for number, error in errors.items() if error == "killed by SIGKILL"]
-    assert len(killed) == 1
+    assert [number for number, error in errors.items() if error == "killed by SIGKILL"] == [killed]
     for trial in trials:
-        if trial.number in killed:
+        if trial.number == killed:
             continue
         if trial.params["optimizer"] == "adamw":
             assert "unknown option of adamw 'momentum'" in errors[trial.number]
@@ -451,6 +476,7 @@ def test_the_page_does_what_it_says(tmp_path: Path, command: Command) -> None:
     for line in "".join(blocks).splitlines():
         for long, short in shorter.items():
             line = line.replace(long, short)
-        done = command(*line.split()[1:], "--accelerator", "cpu", timeout=600)
-        assert done.returncode == 0, done.stderr
+        if words := shlex.split(line, comments=True):
+            done = command(*words[1:], "--accelerator", "cpu", timeout=600)
+            assert done.returncode == 0, done.stderr
     run_snippets(PAGE, tmp_path)
