@@ -192,7 +192,7 @@ def test_wrong_words_are_refused(
 
 
 def test_the_example_is_a_search_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lit_nn.sweep import check, read_space
+    from lit_nn.search_space import check, read_space
 
     monkeypatch.chdir(tmp_path)
     for path in (ROOT / "configs" / "sweeps").glob("*.yaml"):
@@ -246,20 +246,24 @@ def test_another_search_is_kept_apart(
     space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(space.parent)
-    monkeypatch.setattr("lit_nn.sweep.Sweep.run", lambda self: None)  # nothing is trained here
     words = ["space.yaml", *QUICK]
-    assert main(words) == 1
-    assert "no trial was completed" in capsys.readouterr().err
-    assert main([*words[:-1], "4"]) == 2
-    assert "trainer.max_epochs was 3, now it is 4" in capsys.readouterr().err
-    assert main([*words, "--trainer.devices", "1", "--data_dir", "elsewhere"]) == 1  # another machine
-    space.write_text(SPACE.replace("1e-4", "1e-5"))
-    assert main(words) == 2
-    assert "another search space: lr was" in capsys.readouterr().err
-    space.write_text(SPACE)
-    Path("runs/sweeps/space/trial-0000").mkdir()
-    assert main(words) == 2
-    assert "holds trial-0000, which is not of the study" in capsys.readouterr().err
+    with monkeypatch.context() as nothing_is_trained:
+        nothing_is_trained.setattr("lit_nn.sweep.Sweep.run", lambda self, workers: None)
+        assert main(words) == 1
+        assert "no trial was completed" in capsys.readouterr().err
+        assert main([*words[:-1], "4"]) == 2
+        assert "trainer.max_epochs was 3, now it is 4" in capsys.readouterr().err
+        assert main([*words, "--trainer.devices", "1", "--data_dir", "elsewhere"]) == 1  # another machine
+        space.write_text(SPACE.replace("1e-4", "1e-5"))
+        assert main(words) == 2
+        assert "another search space: lr was" in capsys.readouterr().err
+        space.write_text(SPACE)
+    strange = Path("runs/sweeps/space/trial-0000")
+    strange.mkdir()
+    for _ in range(2):  # also when it is asked again
+        assert main(words) == 2
+        assert "holds trial-0000, which is not of the study" in capsys.readouterr().err
+    assert not list(strange.iterdir())
 
 
 # --- killed, interrupted, failing ------------------------------------------------------------------------------------
