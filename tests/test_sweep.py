@@ -25,7 +25,7 @@ from snippets import run_snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_nn.commands import train
-from lit_nn.sweep import main, open_storage
+from lit_nn.sweep import SweepError, main, open_storage
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
 QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "8", "--max_epochs", "3"]
@@ -425,6 +425,19 @@ def test_when_everything_fails_it_says_so(
     message = capsys.readouterr().err
     assert message.startswith("error: no trial was completed; the first of 2 failures: The loss is ")
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_a_trial_printed_before_is_not_why_it_failed(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(space.parent)
+    monkeypatch.setenv("LIT_NN_DEBUG", "1")  # the training ends in a traceback, not in "error: "
+    space.write_text("lr: [1e30]\n")
+    log = Path("runs/sweeps/space/logs/trial-0000.txt")
+    log.parent.mkdir(parents=True)
+    log.write_text("error: of the time before\n")
+    with pytest.raises(SweepError, match=r"1 failures: lit_nn\.resume\.TrainingError: The loss is "):
+        main(["space.yaml", *QUICK, "--optimizer", "sgd", "--trials", "1"])
 
 
 @pytest.mark.slow
