@@ -88,14 +88,15 @@ def _open_study(name: str, url: str, space: Space, options: dict[str, Any]) -> o
     """Open a study, or begin it; UsageError if it was begun with another search space or other fixed options."""
     from lit_nn.cli import flat
 
-    study = optuna.create_study(
-        storage=open_storage(url),
-        study_name=name,
-        direction="maximize",
-        load_if_exists=True,
-        # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
-        pruner=optuna.pruners.MedianPruner(5, n_warmup_steps=max(1, (options["trainer"]["max_epochs"] or 0) // 4)),
-    )
+    # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
+    pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=max(1, (options["trainer"]["max_epochs"] or 0) // 4))
+    storage = open_storage(url)
+    try:  # not create_study alone: it makes a second one if a kill has left a database without its index of names
+        study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+    except KeyError:
+        study = optuna.create_study(
+            study_name=name, storage=storage, pruner=pruner, direction="maximize", load_if_exists=True
+        )
     facts = {f"search space: {option}": repr(distribution) for option, distribution in space.items()}
     facts |= {f"option: {o}": repr(value) for o, value in flat(options) if o.rpartition(".")[2] not in MAY_DIFFER}
     if "facts" not in study.user_attrs:

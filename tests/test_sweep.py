@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from snippets import run_snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_nn.commands import train
-from lit_nn.sweep import SweepError, main, open_storage
+from lit_nn.sweep import SweepError, _open_study, main, open_storage
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
 QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "8", "--max_epochs", "3"]
@@ -267,6 +268,16 @@ def test_another_search_is_kept_apart(
 
 
 # --- killed, interrupted, failing ------------------------------------------------------------------------------------
+
+
+def test_a_kill_while_the_database_was_made(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    open_storage(url)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute("DROP INDEX ix_studies_study_name")  # which is made after the table
+    for _ in range(3):
+        _open_study("name", url, {}, {"trainer": {"max_epochs": 1}})
+    assert len(optuna.get_all_study_names(open_storage(url))) == 1
 
 
 @pytest.mark.slow
