@@ -1,12 +1,16 @@
 """Picture files to class names; with an exported .onnx without importing torch or lightning."""
 
+import atexit
 import csv
+import functools
 import glob
 import importlib.util
 import json
 import os
+import shutil
 import stat
 import sys
+import tempfile
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 else:
     pictures = _load_pictures()
 
+PATH_HELP = 'pictures, folders, patterns ("shoes/**/*.jpg"); - for standard input: one picture, or lines of paths'
 MANY = 200  # pictures from which on there is a progress bar
 
 
@@ -167,14 +172,19 @@ def find_pictures(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
     Args:
         words: Files; folders, which are searched with everything in them for names that end like a picture's; and
-            patterns like "shoes/*.jpg" or "shoes/**".
+            patterns like "shoes/*.jpg" or "shoes/**"; and "-" for standard input, which holds one picture or, as lines
+            of text, further words.
 
     Yields:
-        Paths, in folders in the order of their names, each with "" or the reason why it is none.
+        Paths, in folders in the order of their names, each with "" or the reason why it is none; "-" is the picture
+        from standard input.
     """
     # os.path instead of Path, which raises at names that are too long and finds no absolute patterns.
     for word in words:
-        if os.path.isdir(word):  # noqa: PTH112
+        if word == "-":
+            lines = _lines(_standard_input().read_bytes())
+            yield from find_pictures([line for line in lines if line not in ("", "-")]) if lines else [("-", "")]
+        elif os.path.isdir(word):  # noqa: PTH112
             closed: list[OSError] = []
             paths = list(pictures.picture_paths(word, closed.append))
             yield from ((path, "") for path in paths)
@@ -187,6 +197,24 @@ def find_pictures(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield from ((match, "") for match in sorted(matches))
         else:
             yield word, "no such file or folder"
+
+
+@functools.cache
+def _standard_input() -> Path:
+    """A file with what comes from standard input."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    path = Path(folder, "picture")
+    path.write_bytes(sys.stdin.buffer.read())
+    return path
+
+
+def _lines(data: bytes) -> list[str]:
+    """The lines of a text; none if it is a picture."""
+    try:
+        return data.decode().splitlines() if b"\0" not in data else []
+    except UnicodeDecodeError:
+        return []
 
 
 def predict_files(model: Model, files: Sequence[tuple[str, str]], top_k: int) -> Iterator[Result]:
@@ -228,6 +256,7 @@ def predict_files(model: Model, files: Sequence[tuple[str, str]], top_k: int) ->
 
 def _decoded(path: str, size: int, channels: int) -> Decoded:
     try:
+        path = str(_standard_input()) if path == "-" else path
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (Path.stat takes longer)
             return "not a file"  # opening a pipe or a device could wait for ever
         return pictures.prepare_picture(Path(path), size, channels)
@@ -288,7 +317,7 @@ def main(words: list[str]) -> None:
     """Classify picture files: ``python scripts/predict.py``."""
     parser = CommandParser("predict", "Name what picture files show.")
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help='pictures, folders, patterns ("shoes/**/*.jpg")')
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=PATH_HELP)
     parser.add_argument("--top_k", type=int, default=1, metavar="N", help="classes to name for each picture [1]")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import ROOT, Command
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
@@ -117,6 +117,18 @@ def test_patterns_and_names_that_look_like_them(in_folder: Path, capsys: pytest.
     for nothing in ("pictures/*.nothing", "x" * 5000):
         (error,) = as_json(["model.onnx", nothing], capsys, status=1)
         assert error == {"path": nothing, "error": "no such file or folder"}
+
+
+@pytest.mark.parametrize("content", ["picture", "paths"])
+def test_standard_input(content: str, folder: Path) -> None:
+    path = folder / "pictures" / "0.png"
+    data = path.read_bytes() if content == "picture" else f"{path}\n{folder / 'pictures' / 'more'}\n".encode()
+    line = [sys.executable, str(ROOT / "scripts/predict.py"), str(folder / "model.onnx"), "-", "--json"]
+    done = subprocess.run(line, input=data, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = [item["path"] for item in json.loads(done.stdout)]
+    assert len(names) == (1 if content == "picture" else 3)
+    assert names[0] == ("-" if content == "picture" else str(path))
 
 
 def test_bad_files_get_a_line_and_the_others_are_predicted(
