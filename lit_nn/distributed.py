@@ -1,16 +1,15 @@
 """Several processes that are one run: who started them, who speaks for them, and what happens when one of them dies.
 
 Sharing out the work is Lightning's and PyTorch's part. What they leave open is a process that dies, killed or out of
-memory or with its machine: the others wait for it, or fail with errors that do not say which one it was. So every
-process holds a connection to the first one, for nothing but last words. The operating system closes it however a
-process ends, and one that ends without last words has died.
+memory or with its machine: gloo's error names no rank, NCCL waits ten minutes, a launcher names it on one machine only,
+and kills the other processes there before heartbeats in a `TCPStore` could tell that one has gone silent. So every
+process holds a connection to the first one, for one byte: its exit status. The operating system closes it however a
+process ends, and one that ends without having sent the byte has died.
 
 Nothing here imports torch or lightning before there is more than one process.
 """
 
-import json
 import os
-import secrets
 import socket
 import sys
 import threading
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     import torch
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
-PATIENCE = 60  # seconds that a process waits for the first one to be there, and for an answer from it
+PATIENCE = 60  # seconds that a process waits for the first one to be there
+LEAVE = 10  # seconds that the first process waits for the others to end, before it does
 DEATH_IS_KNOWN = 5  # seconds after which a death that made other processes fail has been told of
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # a machine silent for 30 seconds is lost
 
@@ -44,152 +44,117 @@ class Lifeline:
     """
 
     def __init__(self, environment: "ClusterEnvironment") -> None:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
         self.rank = environment.global_rank()
         self.hint = ""  # how to continue, for the message about a death
+        self._name = f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})"
         # When the first process has died, one process on every machine says so.
         self._speaks = environment.local_rank() == (1 if environment.node_rank() == 0 else 0)
-        self._speaking = threading.Lock()  # taken for the first message, which is the only one, and never given back
-        self._others: set[socket.socket] = set()  # those that are there
-        self._greeting, self._may_go = threading.Lock(), threading.Event()
-        attempt = f"lit_nn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        self._address_key, self._status_key = f"{attempt}/address", f"{attempt}/status"
+        self._may_go = False
+        self._status: int | None = None  # with which this process ends
+        self._connections: set[socket.socket] = set()  # of the first process to the others, of these to the first one
+        # Those that Lightning starts come when the first one has begun to train, the others at once.
+        self._to_come = environment.world_size() - 1 if environment.creates_processes_externally else 0
         # torchrun has a store at this address already; else the process group will share the one that is made here.
         is_master = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         host, port, patience = environment.main_address, environment.main_port, timedelta(seconds=PATIENCE)
         options = {"multi_tenant": True, "use_libuv": os.environ.get("USE_LIBUV", "1") == "1"}  # as the process group's
         try:
-            self._store = TCPStore(host, port, None, is_master, patience, wait_for_workers=False, **options)
+            store = TCPStore(host, port, None, is_master, patience, wait_for_workers=False, **options)
+            self._store = PrefixStore(f"lit_nn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             if self.rank == 0:
-                server, token = _server(host), secrets.token_hex()
-                self._store.set(self._address_key, f"{server.getsockname()[1]} {token}")
-                self._token = token.encode()
+                server = _server(host)
+                self._store.set("first", f"{server.getsockname()[1]} {self._name}")
                 _in_background(self._accept, server)
             else:
-                own_port, token = self._store.get(self._address_key).decode().split()
-                self._first = socket.create_connection((host, int(own_port)), PATIENCE)
-                self._first.sendall(f"{token} {self._name}\n".encode())
-                _in_background(self._follow)
+                own_port, _, name = self._store.get("first").decode().partition(" ")
+                connection = socket.create_connection((host, int(own_port)), PATIENCE)
+                connection.settimeout(None)
+                connection.sendall(f"{self._name}\n".encode())
+                self._connections.add(connection)
+                _in_background(self._watch, connection, name)
         except (RuntimeError, OSError) as error:
-            self._exit_if_ended()
             what = " ".join(str(error).split())
             raise ConnectionError(f"{self._name} has no connection to rank 0 at {host}:{port}: {what}") from error
 
-    @property
-    def _name(self) -> str:
-        return f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})"
-
     def go(self) -> None:
         """Let the others go on."""
-        with self._greeting:
-            self._may_go.set()
-            for connection in list(self._others):
-                with suppress(OSError):
-                    connection.sendall(b"go\n")
+        self._store.set("go", "")
 
     def wait(self) -> None:
         """Wait until the first process has called `go`."""
-        if self.rank > 0:
-            self._may_go.wait()
+        while self.rank > 0 and not self._store.check(["go"]):
+            time.sleep(0.1)
+        self._may_go = True
 
-    def end(self, status: int, text: str) -> int:
+    def end(self, status: int, text: str = "") -> int:
         """Say how this process ends; see the function `end`."""
-        for_others = status if status in (1, 2) else 0
-        if self.rank == 0:
-            self._end_all(text, for_others)
-            return status
-        with suppress(OSError):
-            self._first.sendall((json.dumps([for_others, text]) + "\n").encode())
-        if for_others:
-            time.sleep(PATIENCE)  # the first process prints the text, and its answer ends this one
-            print(f"{self._name}: {text}", file=sys.stderr)
-        return for_others
+        failed = status in (1, 2)
+        if (self._is_first_to_fail() if failed else self.rank == 0) and text:
+            print(f"\n{self._name}: {text}" if self.rank else f"\n{text}", file=sys.stderr, flush=True)
+        self._status = status if failed else 0
+        for connection in list(self._connections):
+            self._tell(connection)
+        patience = time.monotonic() + LEAVE
+        # A launcher that sees the first process end may end the others before they are through.
+        while self.rank == 0 and (self._connections or self._to_come > 0) and time.monotonic() < patience:
+            time.sleep(0.02)
+        return status if self.rank == 0 else self._status
 
-    # --- in the first process -----------------------------------------------------------------------------------------
+    def _is_first_to_fail(self) -> bool:
+        try:
+            return self._store.add("failed", 1) == 1
+        except RuntimeError:  # the store has gone with the first process, or torchrun with its own
+            return self.rank == 0
+
+    def _tell(self, connection: socket.socket) -> None:
+        if self._status is not None:
+            with suppress(OSError):
+                connection.sendall(bytes([self._status]))
 
     def _accept(self, server: socket.socket) -> None:
         while True:
-            _in_background(self._watch, server.accept()[0])
+            _in_background(self._greet, server.accept()[0])
 
-    def _watch(self, connection: socket.socket) -> None:
-        """Wait for the last words of another process."""
+    def _greet(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection.makefile("rb", buffering=0) as lines:
+            name = lines.readline().decode(errors="replace").rstrip()
+            if name.startswith("rank "):  # else it is a stranger
+                self._connections.add(connection)
+                self._to_come -= 1
+                self._tell(connection)
+                self._watch(connection, name)
+
+    def _watch(self, connection: socket.socket, name: str) -> None:
+        """Wait for the end of the process at the other end, and end with it if it has failed or died."""
         _keep_alive(connection)
-        with connection.makefile("rb") as lines:
-            token, _, name = lines.readline().rstrip().partition(b" ")
-            if not secrets.compare_digest(token, self._token):
-                return  # a stranger
-            with self._greeting:
-                self._others.add(connection)
-                if self._may_go.is_set():
-                    connection.sendall(b"go\n")
-            try:
-                status, text = json.loads(lines.readline())
-                text = f"{name.decode()}: {text}"
-            except (OSError, ValueError):
-                status = 1
-                text = f"error: {name.decode()} has died (killed? out of memory?); the others end with it. {self.hint}"
-            if not status:
-                with suppress(OSError):
-                    lines.read()  # comes back when the process is no more
-        self._others.discard(connection)
-        if status:
-            self._end_all(text, status, connection)
-            _exit(status)
-
-    def _end_all(self, text: str, status: int, *failed: socket.socket) -> None:
-        """Say how all processes end, unless that was said before, and wait for the others to do it.
-
-        Args:
-            text: What is to be printed.
-            status: Exit status for the others; 0 if they come to their end by themselves.
-            *failed: The connection to the one that failed, which waits for an answer.
-        """
-        if text:
-            self._speaking.acquire()
-            print(f"\n{text}".rstrip(), file=sys.stderr, flush=True)
-        with suppress(RuntimeError):
-            self._store.set(self._status_key, str(status))  # for those that have not come yet
-        for connection in [*self._others, *failed]:
+        try:
+            word = connection.recv(1)
+        except OSError:
+            word = b""
+        if word == b"\0":
+            if self.rank > 0 and not self._may_go:
+                _exit(0)  # there was nothing to do
             with suppress(OSError):
-                connection.sendall(f"{status}\n".encode())
-        patience = time.monotonic() + (2 if status else PATIENCE)
-        while self._others and time.monotonic() < patience:
-            time.sleep(0.02)  # a launcher that sees one process end may end the others before they are through
-
-    # --- in the others ------------------------------------------------------------------------------------------------
-
-    def _follow(self) -> None:
-        """End this process when the first one says so, or dies."""
-        self._first.settimeout(None)
-        _keep_alive(self._first)
-        with suppress(OSError), self._first.makefile(encoding="utf-8") as lines:
-            for line in lines:
-                if line == "go\n":
-                    self._may_go.set()
-                elif line == "0\n" and self._may_go.is_set():
-                    return  # the first process is through, and this one will be soon
-                else:
-                    _exit(int(line))
-        if not self._may_go.is_set():
-            self._exit_if_ended()
-        if self._speaks:
-            print(f"\nerror: rank 0 has died; the others end with it. {self.hint}".rstrip(), file=sys.stderr)
-        _exit(1)
-
-    def _exit_if_ended(self) -> None:
-        """End like the first process, if that has had its last words before this one came."""
-        with suppress(RuntimeError, AttributeError):
-            if self._store.check([self._status_key]):
-                _exit(int(self._store.get(self._status_key)))
+                connection.recv(1)  # comes back when the process is no more
+            self._connections.discard(connection)
+            return
+        self._connections.discard(connection)
+        status = word[0] if word else 1
+        text = f"error: {name} has died (killed? out of memory?); the others end with it. {self.hint}".rstrip()
+        if self.rank == 0:
+            self.end(status, "" if word else text)
+        elif not word and self._speaks:
+            print(f"\n{text}", file=sys.stderr)
+        _exit(status)
 
 
 def _server(host: str) -> socket.socket:
     if host in ("127.0.0.1", "localhost"):
         return socket.create_server(("127.0.0.1", 0))
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", 0))
+    both = socket.has_dualstack_ipv6()
+    return socket.create_server(("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
 
 
 def _keep_alive(connection: socket.socket) -> None:

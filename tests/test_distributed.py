@@ -103,8 +103,8 @@ class Job:
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_text().split("\0")
-                variables = (folder / "environ").read_text().split("\0")
+                words = os.fsdecode((folder / "cmdline").read_bytes()).split("\0")
+                variables = os.fsdecode((folder / "environ").read_bytes()).split("\0")
                 if self.mark in variables and "torch.distributed.run" not in words and "train.py" in " ".join(words):
                     environment = dict(variable.partition("=")[::2] for variable in variables)
                     found[int(environment.get("RANK", environment.get("LOCAL_RANK", 0)))] = int(folder.name)
@@ -330,7 +330,7 @@ def test_kill_9_of_one_ends_all_with_one_message(launcher: str, victim: int, tmp
         assert statuses[0] == (-signal.SIGKILL if launcher == "lightning" and victim == 0 else 1)
         wait_until(lambda: started.ranks() == {}, started) if any(started.ranks()) else None
         output = started.output
-    named = f"rank 1 (process {pids[1]}" if victim == 1 else "rank 0 has died"
+    named = f"rank {victim} (process {pids[victim]}"
     assert output.count("has died") == 1, output
     assert named in output
     assert "scripts/train.py --resume run" in output
