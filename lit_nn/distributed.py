@@ -21,8 +21,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lit_nn.flags import UsageError
+
 if TYPE_CHECKING:
-    import torch
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 PATIENCE = 60  # seconds that a process waits for the first one to be there
@@ -76,7 +77,8 @@ class Lifeline:
                 _in_background(self._watch, connection, name)
         except (RuntimeError, OSError) as error:
             what = " ".join(str(error).split())
-            raise ConnectionError(f"{self._name} has no connection to rank 0 at {host}:{port}: {what}") from error
+            doing = "listen at" if self.rank == 0 else "reach rank 0 at"
+            raise ConnectionError(f"{self._name} cannot {doing} {host}:{port}: {what}") from error
 
     def go(self) -> None:
         """Let the others go on."""
@@ -183,14 +185,17 @@ def launcher() -> "ClusterEnvironment | None":
     ``scripts/slurm/train.sbatch`` requeues it, and the run folder is what it continues from.
 
     Raises:
-        RuntimeError: If SLURM was not told how many tasks a node gets.
+        UsageError: If SLURM was not told how many tasks a node gets.
     """
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+    try:
+        return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
+    except RuntimeError as error:
+        raise UsageError(str(error)) from error
 
 
 def launched() -> dict[str, int]:
@@ -226,28 +231,6 @@ def go() -> None:
     """Let the others go on, if this is the first process."""
     if _lifeline is not None and _lifeline.rank == 0:
         _lifeline.go()
-
-
-def interleave(rows: "torch.Tensor") -> "torch.Tensor":
-    """Put together what the processes have made of their parts of a data set, in its order, on all of them.
-
-    Args:
-        rows: One row for each image of this process, (M, ...): those of every world_size-th image, from the rank on.
-
-    Returns:
-        One row for each image, (N, ...).
-    """
-    import torch
-    from torch import distributed as dist
-
-    if _lifeline is None:
-        return rows
-    parts: list[torch.Tensor] = [rows] * dist.get_world_size()
-    dist.all_gather_object(parts, rows.cpu())
-    whole = rows.new_empty((sum(map(len, parts)), *rows.shape[1:]))
-    for rank, part in enumerate(parts):
-        whole[rank :: len(parts)] = part
-    return whole
 
 
 def to_continue(folder: Path) -> str:

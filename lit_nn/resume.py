@@ -50,12 +50,6 @@ class TrainingError(Exception):
     exit_status = 1
 
 
-class NothingToDo(Exception):
-    """What was asked for is there already; the message says so."""
-
-    exit_status = 0
-
-
 class Checkpoints(Checkpoint):
     """Saves best.ckpt (highest validation accuracy so far) and last.ckpt.
 

@@ -37,6 +37,7 @@ import yaml
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
+from lit_nn.choices import flat
 from lit_nn.commands import CommandParser, command
 from lit_nn.flags import UsageError, flags, nearest
 from lit_nn.search_space import Space, build, check, command_line, read_space
@@ -86,8 +87,6 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
 def _open_study(name: str, url: str, space: Space, options: dict[str, Any]) -> optuna.Study:
     """Open a study, or begin it; UsageError if it was begun with another search space or other fixed options."""
-    from lit_nn.cli import flat
-
     # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
     pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=max(1, (options["trainer"]["max_epochs"] or 0) // 4))
     storage = open_storage(url)

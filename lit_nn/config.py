@@ -1,0 +1,88 @@
+"""Options as they come in: what a YAML file may hold, and what is wrong with a command line, in one message.
+
+Nothing here imports torch or lightning.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_nn.flags import UsageError, nearest
+
+TRUSTED = ("lightning", "torch", "torchmetrics", "lit_nn", "data_modules")  # packages that a YAML file may name
+
+UNKNOWN = re.compile(
+    r"unrecognized arguments: --?(?P<option>[^\s=]+)"
+    r"|does not accept option '(?P<nested>[\w.]+)'"
+    r"|Option '(?P<data>[\w.]+)' is not accepted"
+)
+CHOICE = re.compile(r'key "([\w.]+)": Expected a typing.Literal\[(.*?)\]\. Got value: (.*)')
+TYPE = re.compile(r'key "([\w.]+)": Expected (?:a|an) (.*?)\. Got value: (.*?)(?= - |$)')
+
+
+def values_of(option: str, words: Sequence[str]) -> list[str]:
+    """Every value that a command line gives to an option."""
+    values = [words[position + 1] for position, word in enumerate(words[:-1]) if word == option]
+    return values + [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file of options, unless it would import code from outside the packages this project is made of.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UsageError: If it is none, or names such code.
+    """
+    if not path.is_file():
+        raise UsageError(f"--config {path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no options; it should look like the config.yaml of a run folder")
+    for place, value in class_names(content):
+        if "/" in value or ("." in value and value.partition(".")[0] not in TRUSTED):
+            raise UsageError(f"{path}: {place} names {value}; a file may name classes of {', '.join(TRUSTED)} only")
+    return content
+
+
+def class_names(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a configuration that the parser could take for a class to import, with its place."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        here = f"{place}.{key}".lstrip(".")
+        if isinstance(item, dict | list):
+            yield from class_names(item, here)
+        elif isinstance(item, str):
+            in_trainer = here.startswith("trainer.") and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", item)
+            if key == "class_path" or here in ("data", "model", "trainer") or in_trainer:
+                yield here, item
+
+
+def explain(error: Exception, options: Sequence[str]) -> str:
+    """What the parser found wrong, in one line, with the names that are nearest to an unknown one.
+
+    Args:
+        error: Of the parser.
+        options: All options there are, without dashes.
+    """
+    text = " ".join(str(error).split())
+    if unknown := UNKNOWN.search(text):
+        name = f"data.{unknown['data']}" if unknown["data"] else unknown["option"] or unknown["nested"]
+        return f"unknown option '{name}'.{nearest(name, options)} All options: python scripts/train.py --help"
+    if choice := CHOICE.search(text):
+        option, allowed, given = choice.groups()
+        names = re.findall(r"'([^']*)'", allowed)
+        return f"--{option} is '{given}'.{nearest(given, names)} Allowed: {', '.join(names)}"
+    if wrong := TYPE.findall(text):
+        option, expected, given = wrong[-1]
+        return f"--{option} is '{given}', expected " + re.sub(r"<class '(.*?)'>", r"\1", expected)
+    return text
