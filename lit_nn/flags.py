@@ -130,7 +130,7 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 
 def to_dotted(argv: Sequence[str]) -> list[str]:
-    """Write every flat flag as the dotted option that it stands for; everything else stays as it is.
+    """Write every flat flag as the dotted option that it stands for, and files first, so that flags win over them.
 
     Args:
         argv: Words of a command line.
@@ -141,12 +141,14 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
     Raises:
         UsageError: If ``--data`` names a data set that there is not.
     """
-    options = {f"--{flag.name}": f"--{flag.option}" for flag in flags()}
+    options = {"-c": "--config", **{f"--{flag.name}": f"--{flag.option}" for flag in flags()}}
     switches = {f"--{flag.option}" for flag in flags() if flag.default == "false"}  # need no value
     words: list[str] = []
     for position, word in enumerate(argv):
         name, equals, value = word.partition("=")
-        if words and words[-1] in ("--data", "--data.help"):
+        if words and words[-1] == "--config":
+            words[-1] += f"={word}"
+        elif words and words[-1] in ("--data", "--data.help"):
             words.append(_data_class(word))
         elif name in ("--data", "--data.help") and equals:
             words.append(f"{name}={_data_class(value)}")
@@ -155,7 +157,8 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
         following = argv[position + 1] if position + 1 < len(argv) else "--"
         if words[-1] in switches and following.startswith("-"):
             words[-1] += "=true"
-    return words
+    subcommand = 1 if words and not words[0].startswith("-") else 0
+    return words[:subcommand] + sorted(words[subcommand:], key=lambda word: not word.startswith("--config="))
 
 
 def _data_class(name: str) -> str:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from PIL import Image
 from resume_runs import differences, load, rows
 
 from data_modules.augment import AUGMENTATIONS
-from lit_nn import LitClassifier, load_classifier
+from lit_nn import LitClassifier, distributed, load_classifier
 from lit_nn.commands import train
 from lit_nn.nets import NETS
 
@@ -312,7 +313,37 @@ def test_a_signal_to_any_process_stops_all_and_is_said_once(launcher: str, tmp_p
         assert "has died" not in started.output
 
 
+def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        assert train([*CPU, *DDP, "--fast_dev_run"]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"error: rank 0 (process {os.getpid()}")
+    assert f"cannot listen at 127.0.0.1:{port}" in message
+
+
 # --- an end when one dies ---------------------------------------------------------------------------------------------
+
+
+def test_who_hangs_up_has_died_but_not_a_stranger(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distributed, "_exit", (ended := []).append)
+    numbers = {"global_rank": 0, "local_rank": 0, "node_rank": 0, "world_size": 3}
+    place = {"main_address": "127.0.0.1", "main_port": int(free_port()), "creates_processes_externally": False}
+    environment: Any = SimpleNamespace(**{name: lambda n=n: n for name, n in numbers.items()}, **place)
+    first = distributed.Lifeline(environment)
+    address = ("127.0.0.1", int(first._store.get("first").split()[0]))
+    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"rank 2 (process 8 on node2)\n\0", b"rank 1 (process 7 on node2)\n"):
+        assert ended == []
+        with socket.create_connection(address) as connection:
+            connection.sendall(words)
+    while not ended:
+        time.sleep(0.01)
+    assert ended == [1]
+    assert capsys.readouterr().err.strip().startswith("error: rank 1 (process 7 on node2) has died")
 
 
 @pytest.mark.slow

@@ -197,6 +197,7 @@ def test_flat_and_dotted_flags_mean_the_same(tmp_path: Path, capsys: pytest.Capt
     path.write_text(yaml.safe_dump(first))
     assert first == printed_config(["--config", str(path)], capsys)
     over = printed_config(["--config", str(path), "--lr", "0.25", "--accelerator", "cpu"], capsys)
+    assert over == printed_config(["--lr", "0.25", "-c", str(path), "--accelerator", "cpu"], capsys)
     assert over["model"]["lr"] == 0.25  # the command line over the file
     assert over["model"]["net"] == "mlp"  # the file over the defaults
     assert over["trainer"]["max_epochs"] == 4
@@ -250,6 +251,12 @@ def test_help_shows_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> Non
         (["--config", "missing.yaml"], ["missing.yaml", "no such file"]),
         (["--precision", "7"], ["precision", "7"]),
         (["--class_weights", "[1.0, 2.0]"], ["2 numbers", "10 classes"]),
+        (["--devices", "0"], ["devices", "0"]),
+        (["--devices", "two"], ["devices", "int > 0"]),
+        (["--num_nodes", "0"], ["num_nodes", "0"]),
+        (["--num_nodes", "1.5"], ["num_nodes", "1.5", "expected int"]),
+        (["--strategy", "dpp"], ["strategy", "dpp", "ddp"]),
+        (["--strategy", "ddp_spawn", "--devices", "2"], ["ddp_spawn", "--strategy ddp"]),
     ],
 )
 def test_mistakes_end_in_one_message(words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,6 +378,7 @@ def test_tune_lr_takes_the_suggestion_and_draws_it(tmp_path: Path, capsys: pytes
     tuned, given = (load_classifier(tmp_path / name / "checkpoints" / "best.ckpt") for name in ("tuned", "given"))
     assert tuned.hparams == given.hparams
     assert all(map(torch.equal, tuned.state_dict().values(), given.state_dict().values()))
+    assert train(["--resume", str(tmp_path / "tuned"), "--max_epochs", "2"]) == 0  # and goes on without tuning again
 
 
 def test_tune_batch_size_stops_at_what_fits(tmp_path: Path) -> None:
