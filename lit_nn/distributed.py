@@ -52,7 +52,7 @@ class Lifeline:
         self._name = f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})"
         # When the first process has died, one process on every machine says so.
         self._speaks = environment.local_rank() == (1 if environment.node_rank() == 0 else 0)
-        self._may_go = False
+        self._first_is_through = False
         self._status: int | None = None  # with which this process ends
         self._connections: set[socket.socket] = set()  # of the first process to the others, of these to the first one
         # Those that Lightning starts come when the first one has begun to train, the others at once.
@@ -87,8 +87,9 @@ class Lifeline:
     def wait(self) -> None:
         """Wait until the first process has called `go`."""
         while self.rank > 0 and not self._store.check(["go"]):
+            if self._first_is_through:
+                _exit(0)  # there was nothing to do
             time.sleep(0.1)
-        self._may_go = True
 
     def end(self, status: int, text: str = "") -> int:
         """Say how this process ends; see the function `end`."""
@@ -136,8 +137,7 @@ class Lifeline:
         except OSError:
             word = b""
         if word == b"\0":
-            if self.rank > 0 and not self._may_go:
-                _exit(0)  # there was nothing to do
+            self._first_is_through = self.rank > 0
             with suppress(OSError):
                 connection.recv(1)  # comes back when the process is no more
             self._connections.discard(connection)
