@@ -330,7 +330,8 @@ def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_who_hangs_up_has_died_but_not_a_stranger(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(distributed, "_exit", (ended := []).append)
+    ended: list[int] = []
+    monkeypatch.setattr(distributed, "_exit", ended.append)
     numbers = {"global_rank": 0, "local_rank": 0, "node_rank": 0, "world_size": 3}
     place = {"main_address": "127.0.0.1", "main_port": int(free_port()), "creates_processes_externally": False}
     environment: Any = SimpleNamespace(**{name: lambda n=n: n for name, n in numbers.items()}, **place)
