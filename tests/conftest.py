@@ -71,6 +71,7 @@ def run(project: Path) -> Path:
     folder = project / "runs" / "lenet" / "SOME_RUN"
     assert train(["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(folder)]) == 0
     assert export(["--format", "onnx", str(folder / "checkpoints" / "best.ckpt")]) == 0
+    shutil.copytree(folder, project / "runs" / "mine")  # the name in the README
     return folder
 
 

@@ -1,5 +1,6 @@
 """The commands of the README and of the pages that show everyday commands are run as they stand."""
 
+import re
 import runpy
 import shlex
 import sys
@@ -35,7 +36,7 @@ def test_there_are_commands() -> None:
     "line", [pytest.param(line, marks=[pytest.mark.slow] * any(option in line for option in SLOW)) for line in EVERYDAY]
 )
 def test_command(line: str, project: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "--data fashion_mnist " in line and not DEBIAN_FOLDER.exists():
+    if re.search("--data fashion_mnist |configs/fashion_mnist_", line) and not DEBIAN_FOLDER.exists():
         pytest.skip("the full Fashion-MNIST is not installed here")
     script, *words = shlex.split(line)[1:]
     if "gpu" in words:  # only whether it is understood
