@@ -438,3 +438,4 @@ def quieten() -> None:
     harmless = ("is smaller than the logging interval", "treespec, LeafSpec", "callbacks used to create the checkpoint")
     for message in harmless:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without a place in the code
