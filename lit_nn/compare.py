@@ -122,8 +122,13 @@ def experiments(runs: Sequence[Run]) -> list[Experiment]:
     differing = [o for o in options if len({str(group[0].config.get(o)) for group in groups.values()}) > 1]
     found = []
     for group in groups.values():
-        differences = [f"{option.rpartition('.')[2]} {group[0].config.get(option)}" for option in differing]
-        result = group[0].result
+        config, result = group[0].config, group[0].result
+        config = config | {"data.class_path": result["data"]}  # the name that --data takes
+        differences = [
+            f"{option.removesuffix('.class_path').rpartition('.')[2]} {config[option]}"
+            for option in differing
+            if option in config
+        ]
         found.append(Experiment(", ".join(differences) or f"{result['net']} on {result['data']}", group))
     return sorted(found, key=lambda experiment: -experiment.mean("test_acc"))
 
