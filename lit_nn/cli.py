@@ -251,6 +251,7 @@ class LitCLI(LightningCLI):
         elif self.settings.init_from:
             rank_zero_only(print)(init_from(self.model.net, self.settings.init_from))
         if self.trainer.is_global_zero:
+            self.datamodule.prepare_data()  # the other processes wait for this one
             parts = [f"{len(self.datamodule.split(part)[2]):,} {part}" for part in ("train", "val", "test")]
             print(
                 f"{self.model.hparams['net']} ({count_parameters(self.model.net):,} parameters) on "

@@ -22,6 +22,7 @@ from file_server import FileServer, file_server
 
 from data_modules import CIFAR10, DataError, cifar10, files, report
 from data_modules.cifar10 import BINARY, PICKLED
+from lit_nn.commands import train
 
 COUNT = 20  # images per batch
 PYTHON, BINARY_ARCHIVE = CIFAR10.archives
@@ -332,6 +333,19 @@ def test_one_mirror_is_typed_as_it_is(tmp_path: Path, server: FileServer, monkey
     (tmp_path / "cifar10-labels.npy").unlink()
     report.prepare()
     assert [path for path, _ in server.requests] == [f"/{PYTHON}", f"/nowhere/{PYTHON}", f"/{PYTHON}"]
+
+
+def test_training_fetches_what_it_needs(tmp_path: Path, server: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, run_dir = tmp_path / "new", tmp_path / "run"
+    words = ["--data", "cifar10", "--data_dir", str(folder), "--net", "mlp", "--batch_size", "16", "--max_epochs", "1"]
+    words += ["--accelerator", "cpu", "--run_dir", str(run_dir), "--data.mirrors", server.url]
+    assert train([*words[:-1], server.url + "nowhere/"]) == 1
+    message = capsys.readouterr().err
+    assert f"{server.url}nowhere/" in message
+    assert "Traceback" not in message
+    assert train(words) == 0
+    assert json.loads((run_dir / "result.json").read_text())["data"] == "cifar10"
+    assert_right(CIFAR10(data_dir=str(folder)))
 
 
 def test_a_download_that_breaks_off_is_taken_up_again(tmp_path: Path, server: FileServer) -> None:
