@@ -148,14 +148,15 @@ class RunFacts(Callback):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
+        # Asked once: the code that runs is that of now, and asking git takes longer than saving a small network.
+        self.origin = {"versions": versions(), "git_commit": git_commit()}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the facts, plain values all of them."""
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["settings"] = self.settings
         checkpoint["metrics"] = {name: value.item() for name, value in trainer.callback_metrics.items()}  # so far
-        checkpoint["versions"] = versions()
-        checkpoint["git_commit"] = git_commit()
+        checkpoint.update(self.origin)
 
 
 def versions() -> dict[str, str]:

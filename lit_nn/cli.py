@@ -33,8 +33,6 @@ from lit_nn.callbacks import (
     ProgressBar,
     RunFacts,
     TensorBoardPictures,
-    git_commit,
-    versions,
 )
 from lit_nn.checkpoint import SafeCheckpointIO, load_classifier
 from lit_nn.choices import flat
@@ -377,8 +375,7 @@ class TrainCLI(LitCLI):
             "data": data_name(self.settings),
             "num_params": count_parameters(self.model.net),
             "seed": self.datamodule.seed,
-            "versions": versions(),
-            "git_commit": git_commit(),
+            **self.run_facts.origin,
         }
         (self.run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if isinstance(trainer.logger, TensorBoardLogger):
