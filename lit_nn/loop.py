@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 NOT_CALLED = (  # by the plain step below: where somebody defines one of them, Lightning's own step is taken
@@ -54,7 +55,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         owners: list[tuple[object, type]] = [(callback, Callback) for callback in callbacks]
         owners += [(trainer.lightning_module, L.LightningModule), (trainer.datamodule, L.LightningDataModule)]
         self._plain = (
-            trainer.world_size == 1
+            type(trainer.strategy) is SingleDeviceStrategy  # others wrap the network, or do more in a step
             and trainer.accumulate_grad_batches == 1
             and not trainer.gradient_clip_val
             and not getattr(trainer.precision_plugin, "scaler", None)
