@@ -49,22 +49,42 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no options; it should look like the config.yaml of a run folder")
-    for place, value in class_names(content):
+    for place, value in class_names(content, path.parent):
+        if _is_file(value, path.parent):
+            raise UsageError(f"{path}: {place} names the file {value}; write here what stands in it")
         if "/" in value or ("." in value and value.partition(".")[0] not in TRUSTED):
             raise UsageError(f"{path}: {place} names {value}; a file may name classes of {', '.join(TRUSTED)} only")
     return content
 
 
-def class_names(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a configuration that the parser could take for a class to import, with its place."""
+def class_names(value: Any, folder: Path = Path(), place: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a configuration that the parser could take for a class to import, or for a file that names some.
+
+    Args:
+        value: The configuration, or a part of it.
+        folder: Where the parser looks for files, besides the working directory.
+        place: Of the part, dotted.
+
+    Yields:
+        The place of each such string, and the string.
+    """
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         here = f"{place}.{key}".lstrip(".")
         if isinstance(item, dict | list):
-            yield from class_names(item, here)
+            yield from class_names(item, folder, here)
         elif isinstance(item, str):
-            in_trainer = here.startswith("trainer.") and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", item)
+            dotted = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", item)
+            in_trainer = here.startswith("trainer.") and (dotted or _is_file(item, folder))
             if key == "class_path" or here in ("data", "model", "trainer") or in_trainer:
                 yield here, item
+
+
+def _is_file(name: str, folder: Path) -> bool:
+    """Whether it is the name of a file in the working directory or the folder."""
+    try:
+        return Path(name).is_file() or (folder / name).is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
 
 
 def explain(error: Exception, options: Sequence[str]) -> str:

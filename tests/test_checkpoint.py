@@ -385,6 +385,7 @@ SETTINGS: dict[str, Any] = {
         ("trainer", {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {}}}, "CSVLogger"),
         ("trainer", {"callbacks": [{"class_path": "antigravity.Callback"}]}, "antigravity"),
         ("trainer", {"profiler": "os.system"}, "os.system"),
+        ("trainer", {"callbacks": __file__}, "test_checkpoint.py"),  # the parser would read it for more settings
         ("model", {"net_args": {"x": {"class_path": "subprocess.Popen"}}}, "subprocess.Popen"),
         ("data", {"class_path": "antigravity.Data"}, "antigravity"),
         ("data", {"class_path": "data_modules.FashionMNIST", "init_args": {"x": {"class_path": "a.B"}}}, "a.B"),
