@@ -56,7 +56,9 @@ class LeanEpochLoop(_TrainingEpochLoop):
         owners += [(trainer.lightning_module, L.LightningModule), (trainer.datamodule, L.LightningDataModule)]
         self._plain = (
             type(trainer.strategy) is SingleDeviceStrategy  # others wrap the network, or do more in a step
+            and trainer.lightning_module.automatic_optimization
             and trainer.accumulate_grad_batches == 1
+            and all(config.frequency == 1 for config in trainer.lr_scheduler_configs)
             and not trainer.gradient_clip_val
             and not getattr(trainer.precision_plugin, "scaler", None)
             and isinstance(trainer.profiler, PassThroughProfiler)
@@ -84,7 +86,9 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
         optimizer_progress.step.increment_ready()
         module._current_fx_name = "training_step"  # self.log asks for it
-        loss: Tensor = trainer.strategy.training_step(batch, batch_idx)
+        loss = trainer.strategy.training_step(batch, batch_idx)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"training_step gave a {type(loss).__name__}; LeanEpochLoop takes the loss, a tensor")
         optimizer_progress.zero_grad.increment_ready()
         optimizer_progress.zero_grad.increment_started()
         optimizer.zero_grad()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
+from lit_nn.classifier import LitClassifier
 from lit_nn.cli import LitCLI
 from lit_nn.loop import NOT_CALLED
 
@@ -114,8 +115,6 @@ def test_a_hook_in_the_middle_of_a_step_is_called(tmp_path: Path, monkeypatch: p
 
 
 def test_what_is_logged_at_every_step_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_nn.classifier import LitClassifier
-
     step = LitClassifier.training_step
     losses: list[float] = []
 
@@ -129,6 +128,25 @@ def test_what_is_logged_at_every_step_is_there(tmp_path: Path, monkeypatch: pyte
     cli = train(tmp_path, "--max_epochs", "1", "--trainer.limit_train_batches", "5")
     assert cli.trainer.callback_metrics["mine_step"].item() == pytest.approx(losses[-1])
     assert cli.trainer.callback_metrics["mine_epoch"].item() == pytest.approx(sum(losses) / 5)
+
+
+def test_a_schedule_may_move_at_every_other_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure = LitClassifier.configure_optimizers
+
+    def configure_optimizers(self: LitClassifier) -> Any:
+        found: Any = configure(self)
+        found["lr_scheduler"]["frequency"] = 2
+        return found
+
+    monkeypatch.setattr(LitClassifier, "configure_optimizers", configure_optimizers)
+    cli = train(tmp_path, "--max_epochs", "1", "--trainer.limit_train_batches", "6")
+    assert cli.trainer.lr_scheduler_configs[0].scheduler.last_epoch == 3
+
+
+def test_a_training_step_that_gives_no_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LitClassifier, "training_step", lambda *_: {"loss": torch.zeros(())})
+    with pytest.raises(TypeError, match="training_step gave a dict"):
+        train(tmp_path)
 
 
 def test_every_hook_of_a_step_is_known() -> None:
