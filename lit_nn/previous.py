@@ -124,7 +124,7 @@ def _find(given: str, run_dir: str | None) -> tuple[Path | None, Path | None]:
         folder = Path(given)
     elif run_dir is not None:
         folder = Path(run_dir)
-    elif runs := list(Path("runs").glob("*/*/config.yaml")):
+    elif runs := [*Path("runs").glob("*/config.yaml"), *Path("runs").glob("*/*/config.yaml")]:
         folder = max(runs, key=lambda config: config.stat().st_mtime).parent
     else:
         raise UsageError(f"--resume {given}: there is no run in runs/; give a checkpoint or a run folder")

@@ -25,6 +25,7 @@ from lit_nn import load_classifier
 from lit_nn.commands import lightning_cli, train
 from lit_nn.nets import NETS
 from lit_nn.optim import SCHEDULES
+from lit_nn.previous import PreviousRun
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals between processes")
 DDP = ["--devices", "2", "--strategy", "ddp"]
@@ -108,6 +109,16 @@ def test_early_stopping_ends_a_continued_run_where_it_would_have(tmp_path: Path)
     assert differences(straight, stopped_and_continued(words, tmp_path / "stopped", [2])) == []
     assert train(["--resume", str(straight)]) == 0  # it has ended: nothing left to do
     assert not differences(straight, tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("latest", ["runs/mine", "runs/mnist-mlp/yesterday"])
+def test_last_is_the_latest_run_wherever_it_is(latest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/mine", "runs/mnist-mlp/yesterday", "runs/mnist-mlp/before"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "config.yaml").write_text("seed_everything: 1\n")
+        os.utime(Path(folder) / "config.yaml", (1, 2 if folder == latest else 1))
+    assert PreviousRun("last", None, trusted=False).folder == Path(latest)
 
 
 def start(words: Sequence[str | Path], cwd: Path) -> "subprocess.Popen[str]":
