@@ -31,6 +31,9 @@ SIGNALS = tuple(
 )  # asked to end, Ctrl-C, SLURM's warning
 
 
+ASK_EVERY = 8  # steps between two questions of several processes to one another whether one of them wants to save
+
+
 class Stopped(Exception):
     """A signal asked the run to stop, and it did, with everything saved.
 
@@ -54,7 +57,7 @@ class Checkpoints(Checkpoint):
     """Saves best.ckpt (highest validation accuracy so far) and last.ckpt.
 
     Both after every epoch; last.ckpt also every so many steps or minutes, and when a signal asks the process to end.
-    A second signal ends it at once.
+    A second signal ends it at once. Several processes heed a signal, or the minutes, within eight steps.
 
     Args:
         folder: Where the files go.
@@ -126,13 +129,14 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save inside an epoch, if it is time to."""
-        due = False
-        if self.every_steps:
-            due |= trainer.global_step % self.every_steps == 0
-        if self.every_minutes:
-            due |= time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        wanted = self._signum or int(due)
-        if not wanted and trainer.world_size == 1:  # nearly always; the questions below take longer
+        steps_due = bool(self.every_steps and trainer.global_step % self.every_steps == 0)
+        minutes_due = bool(self.every_minutes and time.monotonic() - self._saved_at >= 60 * self.every_minutes)
+        wanted = self._signum or int(steps_due or minutes_due)
+        # Nearly always it is not time to: the questions below take longer, and those to other processes longer still.
+        if trainer.world_size == 1:
+            if not wanted:
+                return
+        elif not steps_due and trainer.global_step % ASK_EVERY:
             return
         epoch_loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
