@@ -15,6 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+from data_modules.files import atomic_path
+from lit_nn import __version__
 from lit_nn.checkpoint import CHECKPOINT_FORMAT
 from lit_nn.classifier import LitClassifier
 
@@ -88,12 +90,10 @@ class MetricsCSV(Callback):
         values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row = {name: f"{value:.7g}" for name, value in values.items()}  # a float32 has no more digits
         row |= {"epoch": str(epoch), "step": str(trainer.global_step)}
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with atomic_path(self.path) as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.COLUMNS)
             writer.writeheader()
             writer.writerows([*rows, row])
-        temporary.replace(self.path)
 
 
 class TensorBoardPictures(Callback):
@@ -109,7 +109,7 @@ class TensorBoardPictures(Callback):
         from data_modules.sheets import sample_rows, sample_sheet  # matplotlib: only when something is drawn
 
         images, labels, indices = pl_module.data.split("train")
-        rows = indices[sample_rows(labels[indices])]
+        rows = indices[sample_rows(labels.cpu()[indices])]
         names = pl_module.hparams["class_names"]
         logger.experiment.add_figure("train/samples", sample_sheet(images[rows], labels[rows], names))
         if isinstance(trainer.strategy, FSDPStrategy):
@@ -124,7 +124,7 @@ class TensorBoardPictures(Callback):
             warnings.simplefilter("ignore")  # TensorBoard's writer traces; values that shape the graph are constants
             try:
                 logger.experiment.add_graph(net.eval(), example)  # eval: zeros must not move any running mean
-            except RuntimeError as error:
+            except Exception as error:  # tracing fails in many ways, and a picture must not end a training
                 print(f"TensorBoard gets no graph of this network: {error}")
             finally:
                 net.train()
@@ -161,8 +161,8 @@ class RunFacts(Callback):
 
 def versions() -> dict[str, str]:
     """Versions of this project and of the packages that decide its numbers."""
-    packages = ("lit-nn", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
-    return {name: importlib.metadata.version(name) for name in packages}
+    packages = ("torch", "torchvision", "lightning", "torchmetrics", "numpy")
+    return {"lit-nn": __version__} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def git_commit() -> str:

@@ -26,6 +26,7 @@ from torch import nn
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from data_modules import DATA_MODULES, ImageDataModule
+from data_modules.files import atomic_path
 from lit_nn import distributed
 from lit_nn.callbacks import (
     Compile,
@@ -37,6 +38,7 @@ from lit_nn.callbacks import (
 from lit_nn.checkpoint import SafeCheckpointIO, load_classifier
 from lit_nn.choices import flat
 from lit_nn.classifier import LitClassifier
+from lit_nn.commands import brief
 from lit_nn.config import explain, read_config, values_of
 from lit_nn.flags import UsageError, flags, nearest, to_dotted
 from lit_nn.loop import LeanEpochLoop
@@ -112,12 +114,15 @@ class LitCLI(LightningCLI):
         """Parse the words given to the constructor, over the settings of the run that is continued."""
         if self.previous is None:
             self.config = parser.parse_args(args)
-            return
-        before = parser.parse_object({"subcommand": "fit", "fit": self.previous.settings})
-        self.config = parser.parse_args(args, namespace=before)
-        self.config.fit.ckpt_path = str(self.previous.path) if self.previous.path else None
-        if self.config.fit.run_dir is None and self.previous.folder:
-            self.config.fit.run_dir = str(self.previous.folder)
+        else:
+            before = parser.parse_object({"subcommand": "fit", "fit": self.previous.settings})
+            self.config = parser.parse_args(args, namespace=before)
+            self.config.fit.ckpt_path = str(self.previous.path) if self.previous.path else None
+            if self.config.fit.run_dir is None and self.previous.folder:
+                self.config.fit.run_dir = str(self.previous.folder)
+        seed = int(self.config[self.config.subcommand].seed_everything)
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's arguments win over the command line; here it is the other way round."""
@@ -153,7 +158,7 @@ class LitCLI(LightningCLI):
         try:
             super().instantiate_classes()
             self._check_processes()
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             hint = "" if "backend" not in str(error) else "; --accelerator cpu and --accelerator auto work everywhere"
             raise UsageError(f"{str(error).rstrip('.!')}{hint}") from error
         if self.subcommand != "fit":
@@ -259,8 +264,8 @@ class LitCLI(LightningCLI):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             if self.previous is not None:
                 self.previous.copy_to(self.run_dir)
-            config = yaml.safe_dump(self.plain_config(), sort_keys=False)
-            (self.run_dir / "config.yaml").write_text(config, encoding="utf-8")
+            with atomic_path(self.run_dir / "config.yaml") as path:
+                path.write_text(yaml.safe_dump(self.plain_config(), sort_keys=False), encoding="utf-8")
         distributed.go()
 
     def _check_tune(self) -> None:
@@ -309,6 +314,8 @@ class LitCLI(LightningCLI):
                 f"{error} (step {self.trainer.global_step}, learning rate {lr:.3g}). {good} "
                 "Try a lower --lr, or --clip_grad 1"
             ) from error
+        except MisconfigurationException as error:  # some options are only found not to fit together now
+            raise UsageError(brief(error)) from error
         if self.run_dir is not None:
             self.run_dir = self.checkpoints.folder.parent  # the first process's
 
@@ -377,13 +384,15 @@ class TrainCLI(LitCLI):
             "seed": self.datamodule.seed,
             **self.run_facts.origin,
         }
-        (self.run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        with atomic_path(self.run_dir / "result.json") as path:
+            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if isinstance(trainer.logger, TensorBoardLogger):
             from lit_nn.report import add_to_tensorboard  # matplotlib: only when something is drawn
 
             metrics = {f"final/{name}": result[name] for name in ("test_acc", "test_loss", "val_acc")}
             trainer.logger.log_hyperparams(self._hyperparameters(), metrics)
-            add_to_tensorboard(trainer.logger.experiment, load_classifier(best), self.datamodule)
+            classifier = load_classifier(best).to(trainer.strategy.root_device)
+            add_to_tensorboard(trainer.logger.experiment, classifier, self.datamodule)
             trainer.logger.finalize("success")
         print(
             f"\nTest accuracy {result['test_acc']:.2%} (loss {result['test_loss']:.4f}), "

@@ -286,7 +286,7 @@ def add_to_tensorboard(writer: "SummaryWriter", classifier: "LitClassifier", dat
 
     Args:
         writer: Where they go.
-        classifier: On the CPU.
+        classifier: On the device that is to do it.
         data: The data set, prepared.
     """
     answers, images = answer_test_images(classifier_model(classifier, {}), data)
