@@ -178,7 +178,8 @@ class LitClassifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch, ()."""
         loss = self._step(batch, self.train_metrics)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        if every and (self.global_step + 1) % every == 0:
             # at intervals only: self.log costs as much as a small network's step
             self.log("train_loss_step", loss)
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])

@@ -61,6 +61,8 @@ def run(command: Callable[[], None]) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough: "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return distributed.end(1)
+    except KeyboardInterrupt:
+        return distributed.end(130, "Interrupted.")
     except Exception as error:
         status = getattr(error, "exit_status", 1 if isinstance(error, OSError) else None)
         if status is None:

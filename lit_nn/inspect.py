@@ -286,7 +286,11 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             parser.error(f"unrecognized arguments: {name}")
         if not equals and not others:
             raise UsageError(f"{name} needs a value")
-        net_args[name.removeprefix("--net_args.")] = yaml.safe_load(value if equals else others.pop(0))
+        text = value if equals else others.pop(0)
+        try:
+            net_args[name.removeprefix("--net_args.")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{name} is '{text}', which is no value") from error
     if net_args and not options.net:
         raise UsageError("--net_args belong to --net NAME")
     if options.graph and options.list:

@@ -6,6 +6,12 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 
+class LossError(FloatingPointError):
+    """A loss is infinite or no number."""
+
+    exit_status = 1
+
+
 class MeanLoss(Metric):
     """Mean over images of a loss that is known as a mean for each batch.
 
@@ -72,7 +78,7 @@ class StageMetrics(nn.Module):
         """Give everything counted so far to the torchmetrics objects.
 
         Raises:
-            FloatingPointError: If a loss is not finite.
+            LossError: If a loss is not finite.
         """
         if not self._recent:
             return
@@ -81,7 +87,7 @@ class StageMetrics(nn.Module):
         finite = losses.isfinite()
         if not finite.all():
             first = int((~finite).nonzero()[0])
-            raise FloatingPointError(f"The loss is {losses[first]:.3g}, for {len(losses) - first} batches now")
+            raise LossError(f"The loss is {losses[first]:.3g}, for {len(losses) - first} batches now")
         sizes = torch.tensor([len(batch) for batch in labels], device=losses.device)
         self.loss.update(losses, sizes)
         self.acc.update(torch.cat(logits), _as_classes(torch.cat(labels)))

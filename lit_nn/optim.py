@@ -195,6 +195,11 @@ def build_schedule(name: str, optimizer: Optimizer, progress: Callable[[int], fl
     if name == "plateau":
         return {"scheduler": ReduceLROnPlateau(optimizer, **options), "monitor": "val_loss", "interval": "epoch"}
 
+    try:
+        SCHEDULES[name](0.0, **options), SCHEDULES[name](1.0, **options)
+    except (ArithmeticError, TypeError) as error:  # now, not at the end of the training
+        raise ValueError(f"schedule {name} cannot be built with {options}: {error}") from error
+
     def factor(steps: int) -> float:
         return SCHEDULES[name](min(max(progress(steps), 0.0), 1.0), **options)
 

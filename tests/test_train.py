@@ -18,6 +18,7 @@ from data_modules import DATA_MODULES
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from lit_nn import LitClassifier, load_classifier
 from lit_nn.commands import lightning_cli, train
+from lit_nn.commands import run as run_command
 from lit_nn.flags import flags, listed
 from lit_nn.init import INITS
 from lit_nn.losses import LOSSES
@@ -251,6 +252,8 @@ def test_help_shows_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> Non
         (["--config", "missing.yaml"], ["missing.yaml", "no such file"]),
         (["--precision", "7"], ["precision", "7"]),
         (["--class_weights", "[1.0, 2.0]"], ["2 numbers", "10 classes"]),
+        (["--schedule", "one_cycle", "--model.schedule_args.pct_start", "1"], ["one_cycle", "pct_start"]),
+        (["--seed", "-1"], ["--seed is -1", "4294967295"]),
         (["--devices", "0"], ["devices", "0"]),
         (["--devices", "two"], ["devices", "int > 0"]),
         (["--num_nodes", "0"], ["num_nodes", "0"]),
@@ -278,6 +281,11 @@ def test_mistakes_end_in_one_message(words: list[str], named: list[str], capsys:
         ("trainer:\n  logger: os.system\n", "os.system"),
         ("trainer:\n  callbacks:\n  - class_path: subprocess.Popen\n", "subprocess.Popen"),
         ("data: /tmp/other.yaml\n", "/tmp/other.yaml"),
+        ("data: other\n", "data names the file other"),
+        ("trainer: other\n", "trainer names the file other"),
+        ("trainer:\n  callbacks: other\n", "trainer.callbacks names the file other"),
+        ("trainer:\n  callbacks:\n  - sub/other.yaml\n", "trainer.callbacks.0 names the file sub/other.yaml"),
+        (f"trainer:\n  callbacks: {'x' * 5000}\n", "trainer.callbacks"),
     ],
 )
 def test_wrong_yaml_is_refused_and_runs_nothing(
@@ -285,8 +293,43 @@ def test_wrong_yaml_is_refused_and_runs_nothing(
 ) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
+    (tmp_path / "sub").mkdir()
+    for other in ("other", "sub/other.yaml"):  # the parser would read these as well
+        (tmp_path / other).write_text("- class_path: antigravity.Callback\n")
+    sys.modules.pop("antigravity", None)
     assert train(["--config", str(path)]) == 2
     assert named in capsys.readouterr().err
+    assert "antigravity" not in sys.modules
+
+
+def test_what_is_only_found_in_training_ends_in_one_message(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "2", "--max_epochs", "2"]
+    words = ["--schedule", "plateau", "--trainer.check_val_every_n_epoch", "2", "--run_dir", str(tmp_path / "a")]
+    assert train([*few, *words]) == 2
+    assert "val_loss which is not available" in capsys.readouterr().err.splitlines()[-1]
+
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda *_: torch.tensor(torch.nan))
+    checkpoint = str(run / "checkpoints" / "best.ckpt")
+    assert lightning_cli(["test", "--ckpt_path", checkpoint, "--trainer.accelerator", "cpu"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: The loss is nan")
+
+
+def test_nothing_is_logged_inside_an_epoch_where_that_is_asked_for(tmp_path: Path) -> None:
+    few = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "2", "--max_epochs", "1"]
+    assert train([*few, "--trainer.log_every_n_steps", "0", "--run_dir", str(tmp_path)]) == 0
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert "train_loss" in events.Tags()["scalars"]
+    assert "train_loss_step" not in events.Tags()["scalars"]
+
+
+def test_an_interrupted_command_says_so_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted) == 130
+    assert capsys.readouterr().err.strip() == "Interrupted."
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
