@@ -160,9 +160,9 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
     options: dict[str, Any] = {}
     try:
         own = next((key for key, cls in DATA_MODULES.items() if cls.__name__ == model.data.get("class")), None)
-        if name is None and own is None:
-            raise UsageError("the model does not name a data set of this project")
         name = name or own
+        if name is None:
+            raise UsageError("the model does not name a data set of this project")
         if name == own:  # with its seed: another split would have training images in the test part
             options |= model.data.get("options", {})
             options.pop("mirrors", None)  # where to download from is not for a model's file to say
