@@ -218,7 +218,7 @@ class Augment:
         for name in wanted:
             if name not in AUGMENTATIONS:
                 near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = f": did you mean {near[0]!r}?" if near else "."
                 raise ValueError(
                     f"unknown augmentation {name!r}{hint} Allowed: {', '.join(AUGMENTATIONS)} joined by commas, or none"
                 )

@@ -61,7 +61,7 @@ class ImageDataModule(L.LightningDataModule):
         augment: str = "default",
         sampling: Literal["shuffled", "balanced"] = "shuffled",
         on_device: bool = False,
-        seed: int = 0,
+        seed: int = 42,
     ) -> None:
         super().__init__()
         if batch_size < 1:

@@ -20,7 +20,10 @@ from data_modules.pictures import SUFFIXES, picture_paths, printable, shared_pic
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 MISNOMERS = {*SPLITS, "training", "testing", "valid", "validation"}  # of SPLITS: passed over, or taken for classes
-LAYOUTS = "expected DIR/train/CLASS/PICTURE, with val/ and test/ beside train/ if you have them, or DIR/CLASS/PICTURE"
+LAYOUTS = (
+    "name the folder with your pictures, for instance --data_dir my_pictures: it holds train/CLASS/PICTURE, "
+    "with val/ and test/ beside train/ if you have them, or CLASS/PICTURE"
+)
 
 
 class ImageFolder(ImageDataModule):
@@ -193,7 +196,7 @@ def _list_folder(root: Path) -> tuple[list[str], list[_Picture]]:
         OSError: If a folder cannot be looked into.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder; --data_dir names the folder with your pictures: {LAYOUTS}")
+        raise DataError(f"{root} is not a folder; {LAYOUTS}")
     if misnamed := sorted({path.name for path in root.iterdir() if path.name.lower() in MISNOMERS} - {*SPLITS}):
         raise DataError(f"{root} has {', '.join(misnamed)}; rename it to train, val or test")
     folders: dict[Split, Path] = {split: root / split for split in SPLITS if (root / split).is_dir()}
@@ -204,7 +207,7 @@ def _list_folder(root: Path) -> tuple[list[str], list[_Picture]]:
     names = list(classes["train"])
     if len(names) < 2:
         found = f"only one class, {names[0]}" if names else "no folders of classes"
-        raise DataError(f"{folders['train']} has {found}; a classifier needs two or more. {LAYOUTS}")
+        raise DataError(f"{folders['train']} has {found}; a classifier needs two or more; {LAYOUTS}")
     for split, found_classes in classes.items():
         if unknown := [name for name in found_classes if name not in names]:
             raise DataError(f"{folders[split]} has classes that train lacks: {', '.join(unknown)}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lit_nn.commands import brief
-from lit_nn.models import ModelError
+from lit_nn.models import ModelError, best_of_run
 
 if TYPE_CHECKING:
     from lit_nn.classifier import LitClassifier
@@ -89,7 +89,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             saved by a newer version, or does not fit the network that it names.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt")
+        raise CheckpointError(
+            f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{best_of_run(path)}"
+        )
     _check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -236,6 +238,6 @@ def load_classifier(path: str | os.PathLike[str]) -> "LitClassifier":
     try:
         classifier = LitClassifier(**checkpoint["hyper_parameters"])
         classifier.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # likewise
         raise CheckpointError(f"{path}: does not fit the networks of this project: {brief(error)}") from error
     return classifier.eval()

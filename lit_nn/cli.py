@@ -152,6 +152,7 @@ class LitCLI(LightningCLI):
         """Build data module, classifier and Trainer."""
         if self.subcommand == "fit":
             self.run_dir = self._run_folder()
+            self._check_length()
             self._check_tune()
         elif not self.settings.ckpt_path:
             raise UsageError(f"{self.subcommand} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
@@ -159,8 +160,9 @@ class LitCLI(LightningCLI):
             super().instantiate_classes()
             self._check_processes()
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-            hint = "" if "backend" not in str(error) else "; --accelerator cpu and --accelerator auto work everywhere"
-            raise UsageError(f"{str(error).rstrip('.!')}{hint}") from error
+            text = explain(error, self._option_names()).rstrip(".!")
+            hint = "" if "backend" not in text else "; --accelerator cpu and --accelerator auto work everywhere"
+            raise UsageError(f"{text}{hint}") from error
         if self.subcommand != "fit":
             self.model = load_classifier(self.settings.ckpt_path)
             if self.model.hparams["class_names"] != list(self.datamodule.class_names):
@@ -268,6 +270,14 @@ class LitCLI(LightningCLI):
                 path.write_text(yaml.safe_dump(self.plain_config(), sort_keys=False), encoding="utf-8")
         distributed.go()
 
+    def _check_length(self) -> None:
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if self.settings.trainer[name] == 0:
+                raise UsageError(
+                    f"{name} is 0, which trains nothing; give 1 or more. "
+                    "To test what is trained already: python scripts/evaluate.py CKPT"
+                )
+
     def _check_tune(self) -> None:
         what = self.settings.tune
         if what is not None and what not in TUNED:
@@ -367,6 +377,11 @@ class TrainCLI(LitCLI):
             return
         seconds, epochs = self.checkpoints.seconds, trainer.current_epoch
         best = self.run_dir / "checkpoints" / "best.ckpt"
+        if not best.exists():
+            rank_zero_only(print)(
+                f"No validation has chosen a best.ckpt to test; {self.checkpoints.last} has the weights."
+            )
+            return
         self.model = load_classifier(best)
         trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if not trainer.is_global_zero:

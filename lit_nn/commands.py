@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from lit_nn import distributed
-from lit_nn.flags import UsageError, help_text, nearest
+from lit_nn.flags import UsageError, help_text, nearest, to_dotted
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -112,12 +112,19 @@ def print_table(
     Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False).print(table)
 
 
+def _refuse_early(words: list[str]) -> None:
+    """Refuse what can be seen to be mistyped without lightning; several processes connect first, to say it once."""
+    if set(distributed.launched().values()) == {1}:
+        to_dotted(words)
+
+
 @command
 def train(words: list[str]) -> None:
     """Train a classifier, then test its best checkpoint: ``python scripts/train.py``."""
     if words in (["--help"], ["-h"]):
         print(help_text("python scripts/train.py", "Train an image classifier, then test its best checkpoint."))
         return
+    _refuse_early(words)
     from lit_nn.cli import TrainCLI  # only now: it imports lightning, which takes seconds
 
     TrainCLI(["fit", *words])
@@ -126,6 +133,7 @@ def train(words: list[str]) -> None:
 @command
 def lightning_cli(words: list[str]) -> None:
     """Run the subcommand of the LightningCLI that the command line names: ``python -m lit_nn``, ``lit-nn``."""
+    _refuse_early(words)
     from lit_nn.cli import LitCLI
 
     LitCLI(words)

@@ -25,6 +25,8 @@ NUMBERS = {  # of result.json, and how they are written, by the column
     "epochs": ("epochs", ".4g"),
     "seconds": ("seconds", ".1f"),
 }
+LONGEST_NAME = 40  # letters up to which the names of experiments stand in the table
+BESIDE = 4  # experiments beside each other in the table of what differs
 MOST_CURVES = 10  # experiments in the plot, the best ones: as many as there are colours
 
 
@@ -48,12 +50,19 @@ class Experiment:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-        name: What sets it apart from the other experiments; the network and the data set where nothing does.
+        options: What sets it apart from the other experiments, by the options' dotted names.
         runs: At least one.
     """
 
-    name: str
+    options: dict[str, Any]
     runs: list[Run]
+
+    @property
+    def name(self) -> str:
+        """What sets it apart, in one line; the network and the data set where nothing does."""
+        result = self.runs[0].result
+        pairs = [f"{option.rpartition('.')[2]} {value}" for option, value in self.options.items()]
+        return ", ".join(pairs) or f"{result['net']} on {result['data']}"
 
     def mean(self, number: str) -> float:
         """Mean over the runs of a number of result.json."""
@@ -122,14 +131,9 @@ def experiments(runs: Sequence[Run]) -> list[Experiment]:
     differing = [o for o in options if len({str(group[0].config.get(o)) for group in groups.values()}) > 1]
     found = []
     for group in groups.values():
-        config, result = group[0].config, group[0].result
-        config = config | {"data.class_path": result["data"]}  # the name that --data takes
-        differences = [
-            f"{option.removesuffix('.class_path').rpartition('.')[2]} {config[option]}"
-            for option in differing
-            if option in config
-        ]
-        found.append(Experiment(", ".join(differences) or f"{result['net']} on {result['data']}", group))
+        config = group[0].config | {"data.class_path": group[0].result["data"]}  # the name that --data takes
+        names = {option: option.removesuffix(".class_path").replace(".init_args", "") for option in differing}
+        found.append(Experiment({name: config[option] for option, name in names.items() if option in config}, group))
     return sorted(found, key=lambda experiment: -experiment.mean("test_acc"))
 
 
@@ -185,7 +189,18 @@ def main(words: list[str]) -> None:
     common = [f"{name} {values.pop()}" for name, values in same.items() if len(values) == 1]
     all_with = f", all with {' and '.join(common)}" if common else ""
     print(f"{len(runs)} runs{all_with}; ± is the standard deviation")
-    rows = [[e.name, str(len(e.runs)), *(e.spread(number, form) for number, form in NUMBERS.values())] for e in found]
+    names = [experiment.name for experiment in found]
+    if max(map(len, names)) > LONGEST_NAME:
+        names = [str(number) for number in range(1, len(found) + 1)]
+        differing = list(dict.fromkeys(option for experiment in found for option in experiment.options))
+        for start in range(0, len(found), BESIDE):
+            beside = slice(start, start + BESIDE)
+            cells = [[option, *(str(e.options.get(option, "")) for e in found[beside])] for option in differing]
+            print_table(["experiment", *names[beside]], cells)
+    rows = [
+        [name, str(len(e.runs)), *(e.spread(number, form) for number, form in NUMBERS.values())]
+        for name, e in zip(names, found, strict=True)
+    ]
     print_table(["experiment", "runs", *NUMBERS], rows, right=["runs", *NUMBERS])
     _curves_figure(found).savefig(options.output)
     print(f"Curves: {options.output}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lit_nn.flags import UsageError, nearest
+from lit_nn.flags import UsageError, nearest, unknown_option
 
 TRUSTED = ("lightning", "torch", "torchmetrics", "lit_nn", "data_modules")  # packages that a YAML file may name
 
@@ -19,8 +19,15 @@ UNKNOWN = re.compile(
     r"|does not accept option '(?P<nested>[\w.]+)'"
     r"|Option '(?P<data>[\w.]+)' is not accepted"
 )
-CHOICE = re.compile(r'key "([\w.]+)": Expected a typing.Literal\[(.*?)\]\. Got value: (.*)')
-TYPE = re.compile(r'key "([\w.]+)": Expected (?:a|an) (.*?)\. Got value: (.*?)(?= - |$)')
+GROUP = re.compile(r'^Parser key "(\w+)": Unable to load config \'(.*?)\'')  # of options
+END = r"(.*?)(?= - |$)"  # of a value, after which other types may be tried
+CHOICE = re.compile(r'key "([\w.]+)": Expected a typing.Literal\[(.*?)\]\. Got value: ' + END)
+UNION = re.compile(
+    r'key "([\w.]+)": Does not validate against any of the Union subtypes Subtypes: \[([^]]*)\] '
+    r"Errors: (?:- Expected an? <class \S+ )+Given value type: \S+ \S+ Given value: " + END
+)
+BUILT = re.compile(r"^Does not validate .*? Errors: - (.*?) - Expected ")  # a class that refuses its arguments
+TYPE = re.compile(r'key "([\w.]+)": Expected (?:a|an) (.*?)\. Got value: ' + END)
 
 
 def values_of(option: str, words: Sequence[str]) -> list[str]:
@@ -87,22 +94,32 @@ def _is_file(name: str, folder: Path) -> bool:
         return False
 
 
-def explain(error: Exception, options: Sequence[str]) -> str:
+def explain(error: Exception, options: Sequence[str], script: str = "train") -> str:
     """What the parser found wrong, in one line, with the names that are nearest to an unknown one.
 
     Args:
         error: Of the parser.
         options: All options there are, without dashes.
+        script: The command's file in scripts/, without ".py".
     """
     text = " ".join(str(error).split())
     if unknown := UNKNOWN.search(text):
         name = f"data.{unknown['data']}" if unknown["data"] else unknown["option"] or unknown["nested"]
-        return f"unknown option '{name}'.{nearest(name, options)} All options: python scripts/train.py --help"
+        return unknown_option(name, nearest(name, options), script)
+    if group := GROUP.search(text):
+        return f"--{group[1]} takes a YAML file, which '{group[2]}' is not.{nearest(group[1], options)}"
+    if built := BUILT.search(text):
+        return built[1]
     if choice := CHOICE.search(text):
         option, allowed, given = choice.groups()
         names = re.findall(r"'([^']*)'", allowed)
-        return f"--{option} is '{given}'.{nearest(given, names)} Allowed: {', '.join(names)}"
-    if wrong := TYPE.findall(text):
+        return f"--{_in_full(option, options)} is '{given}'.{nearest(given, names)} Allowed: {', '.join(names)}"
+    if wrong := TYPE.findall(text) or UNION.findall(text):
         option, expected, given = wrong[-1]
-        return f"--{option} is '{given}', expected " + re.sub(r"<class '(.*?)'>", r"\1", expected)
+        return f"--{_in_full(option, options)} is '{given}', expected " + re.sub(r"<class '(.*?)'>", r"\1", expected)
     return text
+
+
+def _in_full(option: str, options: Sequence[str]) -> str:
+    """An option as it is typed; the parser names those of the data set without their group."""
+    return option if option in options else next((name for name in options if name.endswith(f".{option}")), option)

@@ -1,6 +1,6 @@
 """The flat flags (``--net lenet``) of the commands, and their way into the LightningCLI's dotted ones.
 
-Nothing here imports torch or lightning, so that ``--help`` and a mistyped flag are answered at once.
+Nothing here imports torch or lightning, so that ``--help`` and a mistyped flat flag are answered at once.
 """
 
 import ast
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+NEARLY = 0.8  # how alike (see `nearest`) a word and a flat flag must be for nothing else to be meant
 
 
 class UsageError(Exception):
@@ -63,7 +64,13 @@ def flags() -> list[Flag]:
         Flag("data", "data", "fashion_mnist_sample", f"data set: {data}"),
         Flag("data_dir", "data.data_dir", "data", "folder of the data set; what is downloaded goes there"),
         Flag("batch_size", "data.batch_size", "128", "training images per step and process"),
-        Flag("augment", "data.augment", "default", 'changes to training images, joined by commas, or "none"'),
+        Flag(
+            "augment",
+            "data.augment",
+            "default",
+            "changes to training images, joined by commas: flip_alternating, flip, translate, brightness_contrast, "
+            "cutout, cutmix, mixup; or none",
+        ),
         Flag("max_epochs", "trainer.max_epochs", "20", "times that the training goes through all training images"),
         Flag("lr", "model.lr", "0.003", "learning rate, the highest one of the schedule"),
         Flag("optimizer", "model.optimizer", "adamw", "sgd, momentum, nesterov, adam, adamw, rmsprop, manual_sgd"),
@@ -123,14 +130,38 @@ def flags() -> list[Flag]:
     ]
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The allowed names most like a mistyped one, for a message: " Did you mean ...?", or ""."""
-    close = difflib.get_close_matches(given, list(allowed), n=3, cutoff=0.5)
+SYNONYMS = {  # what other programs call an option, and what it is called here
+    "learning_rate": ["lr"],
+    "epochs": ["max_epochs"],
+    "batch": ["batch_size"],
+    "model": ["net"],
+    "network": ["net"],
+    "dataset": ["data"],
+    "gpus": ["accelerator", "devices"],
+}
+
+
+def nearest(given: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
+    """The allowed names most like a mistyped one, for a message: " Did you mean ...?", or "".
+
+    Args:
+        given: The mistyped name.
+        allowed: All names.
+        cutoff: How alike they must be, from 0 to 1.
+    """
+    names = list(dict.fromkeys(allowed))
+    meant = [name for name in SYNONYMS.get(given, []) if name in names]
+    close = meant or difflib.get_close_matches(given, names, n=3, cutoff=cutoff)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
+def unknown_option(name: str, hint: str, script: str = "train") -> str:
+    """The message about an option that a script does not have; ``hint`` comes from `nearest`."""
+    return f"unknown option '{name}'.{hint} All options: python scripts/{script}.py --help"
+
+
 def to_dotted(argv: Sequence[str]) -> list[str]:
-    """Write every flat flag as the dotted option that it stands for, and files first, so that flags win over them.
+    """Write every flat flag as the dotted option that it stands for; files first, so that flags win, then the data set.
 
     Args:
         argv: Words of a command line.
@@ -139,26 +170,33 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
         The same command line for the LightningCLI.
 
     Raises:
-        UsageError: If ``--data`` names a data set that there is not.
+        UsageError: If ``--data`` names a data set that there is not, or a word is nearly a flat flag, or not UTF-8.
     """
     options = {"-c": "--config", **{f"--{flag.name}": f"--{flag.option}" for flag in flags()}}
+    known, flat = {*options, *options.values(), "--model"}, [flag.name for flag in flags()]
     switches = {f"--{flag.option}" for flag in flags() if flag.default == "false"}  # need no value
     words: list[str] = []
     for position, word in enumerate(argv):
         name, equals, value = word.partition("=")
+        if (shown := word.encode(errors="replace").decode()) != word:
+            raise UsageError(f"'{shown}' is not UTF-8, as config.yaml is; rename it, or give a link with another name")
         if words and words[-1] == "--config":
             words[-1] += f"={word}"
         elif words and words[-1] in ("--data", "--data.help"):
-            words.append(_data_class(word))
+            words[-1] += f"={_data_class(word)}"
         elif name in ("--data", "--data.help") and equals:
             words.append(f"{name}={_data_class(value)}")
+        elif name.startswith("--") and name not in known and (hint := nearest(name[2:], flat, NEARLY)):
+            raise UsageError(unknown_option(name[2:], hint))  # at once; the parser knows the other names
         else:
             words.append(options.get(name, name) + equals + value)
         following = argv[position + 1] if position + 1 < len(argv) else "--"
         if words[-1] in switches and following.startswith("-"):
             words[-1] += "=true"
     subcommand = 1 if words and not words[0].startswith("-") else 0
-    return words[:subcommand] + sorted(words[subcommand:], key=lambda word: not word.startswith("--config="))
+    return words[:subcommand] + sorted(
+        words[subcommand:], key=lambda word: (not word.startswith("--config="), not word.startswith("--data="))
+    )
 
 
 def _data_class(name: str) -> str:

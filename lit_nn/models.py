@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,12 @@ def batches(count: int) -> Iterator[slice]:
         yield slice(start, start + BATCH)
 
 
+def best_of_run(path: str | os.PathLike[str]) -> str:
+    """What to type instead of a run's folder, for a message: its best checkpoint; "" if ``path`` is no such folder."""
+    best = Path(path, "checkpoints", "best.ckpt")
+    return f". Did you mean {best}?" if best.is_file() else ""
+
+
 def open_model(path: Path) -> Model:
     """Open a trained model.
 
@@ -79,7 +86,7 @@ def open_model(path: Path) -> Model:
         ModelError: If it is missing, damaged, or was not made by this project.
     """
     if path.suffix not in OPENERS:
-        raise UsageError(f"{path} is no model: a model's file ends in {', '.join(OPENERS)}")
+        raise UsageError(f"{path} is no model: a model's file ends in {', '.join(OPENERS)}{best_of_run(path)}")
     if not path.is_file():
         raise ModelError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt")
     model = OPENERS[path.suffix](path)
@@ -130,7 +137,7 @@ def data_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """
     settings: Any = checkpoint.get("settings")
     try:
-        options = {**settings["data"].get("init_args", {}), "seed": settings.get("seed_everything", 0)}
+        options = {**settings["data"].get("init_args", {}), "seed": settings.get("seed_everything", 42)}
         return {"class": settings["data"]["class_path"].rpartition(".")[2], "options": options}
     except (AttributeError, KeyError, TypeError):
         return {}
@@ -152,10 +159,11 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
 
     options: dict[str, Any] = {}
     try:
+        own = next((key for key, cls in DATA_MODULES.items() if cls.__name__ == model.data.get("class")), None)
+        name = name or own
         if name is None:
-            name = next((key for key, cls in DATA_MODULES.items() if cls.__name__ == model.data.get("class")), None)
-            if name is None:
-                raise UsageError("the model does not name a data set of this project")
+            raise UsageError("the model does not name a data set of this project")
+        if name == own:  # with its seed: another split would have training images in the test part
             options |= model.data.get("options", {})
             options.pop("mirrors", None)  # where to download from is not for a model's file to say
         data_class = look_up(DATA_MODULES, name, "data set")

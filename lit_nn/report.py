@@ -315,16 +315,14 @@ def main(words: list[str]) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--data", metavar="NAME", help="data set with the same classes [the one it was trained on]")
     parser.add_argument("--data_dir", metavar="DIR", help="folder of the data set [the one it was trained on]")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder for the report [MODEL-report, without suffix]"
-    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the report [MODEL-report]")
     options = parser.parse_args(words)
     model = open_model(options.model)
     data = data_of(model, options.data, options.data_dir)
     data.prepare_data()
     answers, images = answer_test_images(model, data)
     title = f"{options.model.name} on the test images of {type(data).__name__}"
-    folder = options.output or options.model.with_name(f"{options.model.stem}-report")
+    folder = options.output or options.model.with_name(f"{options.model.name}-report")
     found = write_report(answers, images, title, folder)
     print(title)
     _print(found)

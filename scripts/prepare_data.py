@@ -2,8 +2,7 @@
 
 import sys
 
-from data_modules.report import prepare
-from lit_nn.commands import run
+from lit_nn.prepare import main
 
 if __name__ == "__main__":
-    sys.exit(run(prepare))
+    sys.exit(main())

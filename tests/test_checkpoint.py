@@ -233,6 +233,7 @@ HOSTILE: dict[str, tuple[Callable[[], Contents], str]] = {
     "negative size": (lambda: with_arguments(image_shape=(1, -8, 8)), "image_shape"),
     "size in words": (lambda: with_arguments(image_shape="big"), "image_shape"),
     "means in words": (lambda: with_arguments(mean=["half"]), "does not fit"),
+    "means too large": (lambda: with_arguments(mean=[10**400]), "does not fit"),
     "unknown loss": (lambda: with_arguments(loss="os.system"), "does not fit"),
     "unknown optimizer": (lambda: with_arguments(optimizer="os.system"), "os.system"),
     "bytes": (lambda: with_values(epoch=bytearray(b"x")), "bytearray"),
@@ -296,6 +297,12 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
+def run_folder(path: Path) -> None:
+    folder(path)
+    (path / "checkpoints").mkdir()
+    (path / "checkpoints" / "best.ckpt").touch()
+
+
 def legacy(path: Path) -> None:
     torch.save(contents(), path, _use_new_zipfile_serialization=False)
 
@@ -324,6 +331,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "plain pickle": (plain_pickle, "not a checkpoint at all"),
     "missing": (lambda path: path.unlink(), "no such file"),
     "folder": (folder, "no such file"),
+    "folder of a run": (run_folder, "good.ckpt/checkpoints/best.ckpt?"),
 }
 
 

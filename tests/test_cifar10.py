@@ -20,9 +20,10 @@ import pytest
 import torch
 from file_server import FileServer, file_server
 
-from data_modules import CIFAR10, DataError, cifar10, files, report
+from data_modules import CIFAR10, DataError, cifar10, files
 from data_modules.cifar10 import BINARY, PICKLED
 from lit_nn.commands import train
+from lit_nn.prepare import main
 
 COUNT = 20  # images per batch
 PYTHON, BINARY_ARCHIVE = CIFAR10.archives
@@ -323,15 +324,14 @@ def test_download_from_a_folder_or_an_address(tmp_path: Path, server: FileServer
     assert len(server.requests) == 2
 
 
-def test_one_mirror_is_typed_as_it_is(tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_mirror_is_typed_as_it_is(tmp_path: Path, server: FileServer) -> None:
     folder, sheet = str(tmp_path), str(tmp_path / "sheet.png")
     words = ["--data", "cifar10", "--data_dir", folder, "--data.mirrors", server.url, "--sheet", sheet]
-    monkeypatch.setattr(sys, "argv", ["scripts/prepare_data.py", *words])
-    report.prepare()
-    monkeypatch.setattr(sys, "argv", [*sys.argv[:6], json.dumps([server.url + "nowhere/", server.url]), *sys.argv[7:]])
+    assert main(words) == 0
+    words[5] = json.dumps([server.url + "nowhere/", server.url])
     (tmp_path / PYTHON).unlink()
     (tmp_path / "cifar10-labels.npy").unlink()
-    report.prepare()
+    assert main(words) == 0
     assert [path for path, _ in server.requests] == [f"/{PYTHON}", f"/nowhere/{PYTHON}", f"/{PYTHON}"]
 
 

@@ -9,11 +9,20 @@ from PIL import Image
 from lit_nn.compare import experiments, find_runs, main
 
 
-def make_run(folder: Path, net: str, lr: float, seed: int, accuracy: float) -> None:
+def make_run(
+    folder: Path,
+    net: str,
+    lr: float,
+    seed: int,
+    accuracy: float,
+    data: str = "fashion_mnist_sample",
+    more: str = "",
+) -> None:
     folder.mkdir(parents=True)
-    config = f"seed_everything: {seed}\nmodel: {{net: {net}, lr: {lr}}}\ndata: {{init_args: {{batch_size: 8}}}}\n"
-    (folder / "config.yaml").write_text(config)
-    result = {"net": net, "data": "fashion_mnist_sample", "test_acc": accuracy, "test_loss": 1 - accuracy}
+    config = f"seed_everything: {seed}\nmodel: {{net: {net}, lr: {lr}}}\n"
+    config += f"data: {{class_path: data_modules.{data.upper()}, init_args: {{batch_size: 8}}}}\n"
+    (folder / "config.yaml").write_text(config + more)
+    result = {"net": net, "data": data, "test_acc": accuracy, "test_loss": 1 - accuracy}
     result |= {"val_acc": accuracy, "num_params": 1234, "epochs": 2, "seconds": 1.5, "seed": seed}
     (folder / "result.json").write_text(json.dumps(result))
     lines = ["epoch,step,lr,train_loss,train_acc,val_loss,val_acc", "0,1,0.1,2,0.1,2,0.1", "1,2,0.1,1,0.5,1,0.5"]
@@ -45,6 +54,34 @@ def test_table_and_curves(runs: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "5 runs, all with data fashion_mnist_sample" in printed.out
     with Image.open("comparison.png") as picture:
         assert picture.width > 1000
+
+
+def test_the_data_set_is_named_and_only_options_that_a_run_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "a", "mlp", 0.1, 0, 0.9, "cifar10", "ema: 0.9\n")
+    make_run(tmp_path / "b", "mlp", 0.1, 0, 0.8)
+    assert main(["a", "b"]) == 0
+    rows = [line.strip() for line in capsys.readouterr().out.splitlines()[4:6]]
+    assert rows[0].startswith("data cifar10, ema 0.9  ")
+    assert rows[1].startswith("data fashion_mnist_sample  ")
+
+
+def test_much_that_differs_stands_in_a_table_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, lr in enumerate((0.1, 0.2, 0.3, 0.4, 0.5)):
+        more = f"trainer: {{precision: bf16-mixed, max_epochs: {number}}}\n" if number else ""
+        make_run(tmp_path / str(number), "mlp", lr, 0, 0.9 - lr, "cifar10" if number == 1 else "image_folder", more)
+    assert main([str(number) for number in range(5)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["model.lr", "0.1", "0.2", "0.3", "0.4"] in rows  # the fifth is in the next table
+    assert ["data", "image_folder", "cifar10", "image_folder", "image_folder"] in rows
+    assert ["trainer.max_epochs", "4"] in rows
+    assert ["trainer.max_epochs", "1", "2", "3"] in rows  # the first has none
+    assert ["1", "1", "80.00%"] in [row[:3] for row in rows]
 
 
 def test_a_run_named_twice_counts_once(runs: Path) -> None:

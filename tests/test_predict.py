@@ -269,6 +269,7 @@ def test_predict_takes_pil_pictures_of_any_mode(mode: str, in_folder: Path) -> N
     [
         (["missing.onnx", "a.png"], 1, ["missing.onnx", "no such file"]),
         (["model.h5", "a.png"], 2, ["model.h5", ".onnx"]),
+        (["mine", "a.png"], 2, ["mine", "Did you mean mine/checkpoints/best.ckpt?"]),
         (["damaged.onnx", "a.png"], 1, ["damaged.onnx", "damaged"]),
         (["damaged.pt2", "a.png"], 1, ["damaged.pt2", "damaged"]),
         (["damaged.ckpt", "a.png"], 1, ["damaged.ckpt", "damaged"]),
@@ -285,6 +286,8 @@ def test_mistakes_end_in_one_message(
 ) -> None:
     for suffix in OPENERS:
         Path(f"damaged{suffix}").write_bytes(Path(f"model{suffix}").read_bytes()[:1000])
+    Path("mine", "checkpoints").mkdir(parents=True, exist_ok=True)
+    Path("mine", "checkpoints", "best.ckpt").touch()
     assert main(words) == status
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -1,7 +1,6 @@
 """scripts/prepare_data.py counts, checks and draws; sampling by class and images kept on the device."""
 
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,17 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Command
 from PIL import Image
 from torch import Tensor
 
 from data_modules import DataError, FashionMNISTSample
 from data_modules.batches import BatchLoader
-from data_modules.report import measured, prepare
+from data_modules.report import measured
 from data_modules.sheets import sample_sheet
-from lit_nn.commands import run
+from lit_nn.commands import train
+from lit_nn.prepare import main
 
 
 def picture(seed: int) -> Image.Image:
@@ -41,7 +42,7 @@ def test_counts_complaints_and_sheet(tmp_path: Path, command: Command, monkeypat
     assert "train/bee/bad.png: not a picture" in stopped.stderr
     assert "Traceback" not in stopped.stderr
 
-    done = command(*words, "--data.on_error", "skip", "--sheet", tmp_path / "sheet.png")
+    done = command(*words, "--seed", "0", "--data.on_error", "skip", "--sheet", tmp_path / "sheet.png")
     assert done.returncode == 0, done.stderr
     rows = [line.replace("│", " ").split() for line in done.stdout.splitlines()]
     assert ["ant", "10", "1", "3"] in rows
@@ -58,25 +59,33 @@ def test_counts_complaints_and_sheet(tmp_path: Path, command: Command, monkeypat
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
-        (["--data", "fashion_mnist_sampel"], 2, "Did you mean fashion_mnist_sample?"),
+        (["--data", "fashion_mnist_sampel"], 2, "did you mean 'fashion_mnist_sample'?"),
         (["--data", "image_folder", "--data_dir", "nowhere"], 1, "nowhere is not a folder"),
         (["--data", "image_folder", "--data.image_size", "0"], 2, "image_size is 0"),
         (["--image_sice", "3"], 2, "image_sice"),
+        (
+            ["--batch_sice", "3"],
+            2,
+            "error: unknown option 'batch_sice'. Did you mean batch_size?",
+        ),
+        (["--batch_size", "many"], 2, "--batch_size is 'many', expected int"),
         (["--sheet", "no/such/folder.png"], 1, "no/such/folder.png"),
     ],
 )
 def test_one_message_for_a_mistake(
-    words: list[str], status: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], status: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["scripts/prepare_data.py", *words])
-    try:
-        ended: str | int | None = run(prepare)
-    except SystemExit as stop:  # argparse's own way
-        ended = stop.code
-    assert ended == status
+    assert main(words) == status
     message = capsys.readouterr().err
     assert text in message
-    assert "Traceback" not in message
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) == 1
+
+
+def test_seed_is_that_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train(["--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["seed_everything"] == FashionMNISTSample().seed
 
 
 def test_measured_mean_and_std() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_modules import FashionMNISTSample
 from lit_nn import LitClassifier, export, load_classifier
+from lit_nn.models import data_of, open_model
 from lit_nn.report import (
     Answers,
     confusion_figure,
@@ -97,8 +98,8 @@ def test_every_kind_of_model_gets_the_same_report(checkpoint: Path, capsys: pyte
     assert export.main([str(checkpoint), "--format", "onnx"]) == 0
     reports = []
     for name in ("model.ckpt", "model.onnx"):
-        folder = checkpoint.with_name(name.replace(".", "-"))
-        assert main([str(checkpoint.with_name(name)), "--output", str(folder)]) == 0
+        folder = checkpoint.with_name(f"{name}-report")  # each its own
+        assert main([str(checkpoint.with_name(name))]) == 0
         assert {file.name for file in folder.iterdir()} == FILES
         for file in folder.glob("*.png"):
             with Image.open(file) as picture:
@@ -125,6 +126,13 @@ def test_another_data_set_with_the_same_classes(
     assert "airplane" in capsys.readouterr().err
     assert main([*words, "--data", "fashion"]) == 2
     assert "fashion_mnist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [None, "fashion_mnist_sample"])
+def test_a_model_is_tested_on_the_split_it_was_trained_with(name: str | None, checkpoint: Path) -> None:
+    model = open_model(checkpoint)
+    model.data["options"]["seed"] = 7
+    assert data_of(model, name).seed == 7
 
 
 @pytest.mark.parametrize("classes", [2, 10, 60])

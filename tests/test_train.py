@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +16,10 @@ from conftest import ROOT, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_modules import DATA_MODULES
+from data_modules.augment import AUGMENTATIONS
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from lit_nn import LitClassifier, load_classifier
+from lit_nn.cli import quieten
 from lit_nn.commands import lightning_cli, train
 from lit_nn.commands import run as run_command
 from lit_nn.flags import flags, listed
@@ -210,7 +213,7 @@ def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert list(listed("lit_nn.nets")) == list(NETS)
     assert list(listed("data_modules")) == list(DATA_MODULES)
-    choices = [*OPTIMIZERS, *get_args(ScheduleName), *LOSSES, *INITS]
+    choices = [*OPTIMIZERS, *get_args(ScheduleName), *LOSSES, *INITS, *AUGMENTATIONS]
     for word in [*NETS, *DATA_MODULES, *choices, *(f"--{flag.name}" for flag in flags())]:
         assert word in text
 
@@ -240,9 +243,20 @@ def test_help_shows_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> Non
         (["--net", "lenett"], ["lenett", "lenet"]),
         (["--data", "fashion"], ["fashion", "fashion_mnist"]),
         (["--max_epoch", "3"], ["max_epoch", "max_epochs"]),
+        (["--max_epochs", "0"], ["max_epochs is 0", "evaluate.py"]),
+        (["--trainer.limit_train_batches", "0"], ["limit_train_batches is 0"]),
+        (["--learning_rate", "0.1"], ["'learning_rate'. Did you mean lr? "]),
+        (["--gpus", "2"], ["'gpus'. Did you mean accelerator or devices? "]),
+        (["--model", "lenet"], ["'lenet'", "Did you mean net?"]),
+        (["--sampling", "balanced"], ["Did you mean data.sampling?"]),
         (["--trainer.max_epoch", "3"], ["trainer.max_epoch", "trainer.max_epochs"]),
         (["--data.batch_sise", "3"], ["data.batch_sise", "data.batch_size"]),
         (["--batch_size", "many"], ["batch_size", "many", "expected int"]),
+        (["--batch_size", "0"], ["error: batch_size is 0; it must be at least 1"]),
+        (["--augment", "flipp"], ["error: unknown augmentation 'flipp': did you mean 'flip'?", *AUGMENTATIONS]),
+        (["--data.sampling", "even"], ["--data.sampling is 'even'. Allowed: shuffled, balanced"]),
+        (["--data.image_size", "big", "--data", "image_folder"], ["--data.image_size is 'big', expected int"]),
+        (["--data_dir", "\udcffictures"], ["'?ictures' is not UTF-8"]),
         (["--optimizer", "adamm"], ["adamm", "adam", "rmsprop"]),
         (["--schedule", "onecycle"], ["onecycle", "one_cycle"]),
         (["--loss", "crossentropy"], ["crossentropy", "cross_entropy"]),
@@ -264,11 +278,23 @@ def test_help_shows_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_mistakes_end_in_one_message(words: list[str], named: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train([*words, "--accelerator", "cpu"]) == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
+    messages = [line for line in capsys.readouterr().err.splitlines() if line and line != "Seed set to 42"]
+    assert len(messages) == 1
+    message = messages[0]
     assert message.startswith("error: ")
-    assert "Traceback" not in message
     for word in named:
         assert word in message
+
+
+def test_a_mistyped_flag_is_refused_before_torch_is_imported(command: Command) -> None:
+    program = "import sys; from lit_nn.commands import train; print(train(['--lrr', '3']), 'torch' in sys.modules)"
+    assert command("-c", program).stdout == "2 False\n"
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # to be put back
+    quieten()
+    assert warnings.formatwarning("so it is", UserWarning, "somewhere.py", 3) == "warning: so it is\n"
 
 
 @pytest.mark.parametrize(
