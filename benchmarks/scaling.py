@@ -126,8 +126,12 @@ def main() -> None:
                 [net, f"{case.parameters:,}", name, case.steps, times, rate, f"{median_ratio(alone, values):.2f}"]
             )
             print(*rows[-1], sep=" | ", file=sys.stderr)
-    print(f"`python benchmarks/scaling.py {' '.join(sys.argv[1:])}`, n = {options.rounds}, alternating; {machine()}.")
-    print(f"{options.batch_size} images per step over all processes; medians, least and most.\n")
+    command = " ".join(["python benchmarks/scaling.py", *sys.argv[1:]])
+    print(f"## Several processes\n\n`{command}`, n = {options.rounds}, alternating; {machine()}.")
+    print(
+        f"{options.batch_size} images per step over all processes; of {options.steps} steps the last three quarters are "
+        "measured. Medians, least and most; the last column is the median over the rounds.\n"
+    )
     header = ("network", "parameters", "processes x threads", "steps", "time", "images/s", "times the first")
     print(table(header, rows))
 

@@ -55,8 +55,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(20):
             pixels = generator.integers(0, 256, (40, 50, 3), np.uint8)
             Image.fromarray(pixels).save(folder / "my_pictures" / name / f"{number}.jpg")
-    Image.fromarray(np.zeros((28, 28), np.uint8)).save(folder / "picture.jpg")
     shutil.copytree(ROOT / "configs", folder / "configs")
+    shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     (folder / "mine.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
     return folder
