@@ -13,7 +13,7 @@ class LossError(FloatingPointError):
 
 
 class MeanLoss(Metric):
-    """Mean over images of a loss that is known as a mean for each batch.
+    """Mean over images of a loss that is known as a mean for each batch (with class weights, a weighted mean).
 
     The batches are added up one after the other, so the sum is the same to the last bit however many of them come in
     one update; a run that is stopped and continued in the middle of an epoch then reports the same loss.

@@ -144,7 +144,7 @@ def data_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_of(model: Model, name: str | None = None, data_dir: str | None = None) -> "ImageDataModule":
-    """The data set to try a model on, ready to be read; nothing is downloaded.
+    """The data set to try a model on; nothing is downloaded before its ``prepare_data``.
 
     Args:
         model: The model.
