@@ -331,7 +331,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "plain pickle": (plain_pickle, "not a checkpoint at all"),
     "missing": (lambda path: path.unlink(), "no such file"),
     "folder": (folder, "no such file"),
-    "folder of a run": (run_folder, "good.ckpt/checkpoints/best.ckpt?"),
+    "folder of a run": (run_folder, "Did you mean"),
 }
 
 
