@@ -1,4 +1,4 @@
-"""The commands of the README and of the pages that show everyday commands are run as they stand."""
+"""The commands of the README and of the pages that show everyday commands are run as they stand, and its Python."""
 
 import re
 import runpy
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from snippets import snippets
 
-from data_modules.fashion_mnist import DEBIAN_FOLDER
+from data_modules.fashion_mnist import DEBIAN_FOLDER, FashionMNIST
 
 PAGES = ["README.md", "docs/index.md", "docs/configuration.md", "docs/export.md", "docs/how_it_works.md"]
 BASH = [
@@ -51,3 +52,15 @@ def test_command(line: str, project: Path, run: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit) as stop:  # the script itself, without a process of its own that imports torch again
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert stop.value.code == 0
+
+
+def test_python_that_loads_a_model(
+    project: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loading, *_ = snippets(ROOT / "README.md")  # test_train.py trains the network of the others
+    assert "load_classifier" in loading.code
+    monkeypatch.chdir(project)
+    exec(loading.code, {})
+    labels = re.findall("'(.+?)'", capsys.readouterr().out.partition("labels=")[2])
+    assert len(labels) == 3
+    assert {*labels} <= {*FashionMNIST.class_names}

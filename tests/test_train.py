@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, Command
+from snippets import snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_modules import DATA_MODULES
@@ -388,32 +389,15 @@ def test_what_is_no_checkpoint_is_refused(
 
 # --- one's own network ---------------------------------------------------------------------------------------------
 
-NETWORK = '''"""A network of one's own: one linear layer."""
-
-from torch import Tensor, nn
-
-
-class Tiny(nn.Module):
-    """Softmax regression."""
-
-    image_size = (14, 14)
-
-    def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_channels * 14 * 14, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.flatten(1))
-'''
-
 
 def test_a_network_is_one_file_and_one_import_line(command: Command, tmp_path: Path) -> None:
     for name in ("lit_nn", "data_modules", "scripts", "tests", "pyproject.toml"):
         source = ROOT / name
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path)
-    (tmp_path / "lit_nn/nets/tiny.py").write_text(NETWORK)
+    _, module, import_line = (snippet.code for snippet in snippets(ROOT / "README.md"))
+    (tmp_path / "lit_nn/nets/tiny.py").write_text(module)
     with (tmp_path / "lit_nn/nets/__init__.py").open("r+") as file:
-        text = file.read().replace("\nNETS:", "from lit_nn.nets.tiny import Tiny as Tiny\n\nNETS:", 1)
+        text = file.read().replace("\nNETS:", f"{import_line}\nNETS:", 1)
         file.seek(0)
         file.write(text)
     words = ["--net", "tiny", "--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
