@@ -27,9 +27,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["configuration", "export", "how_it_works"])
-def test_snippets_print_what_the_page_shows(
-    name: str, project: Path, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snippets_print_what_the_page_shows(name: str, project: Path, run: Path) -> None:
     run_snippets(DOCS / f"{name}.md", project)
 
 
@@ -50,6 +48,22 @@ def test_four_calls_lead_from_the_shell_to_the_loss(monkeypatch: pytest.MonkeyPa
     for name, file in calls:
         function, where = {"TrainCLI": "__init__", "Trainer.fit": "fit"}.get(name, name), file or "trainer/trainer.py"
         assert any(path.endswith(where) and found == function for path, found in coming), (name, frames)
+
+
+def test_the_profiler_has_the_lines_of_the_page(tmp_path: Path) -> None:
+    few = [word for part in ("train", "val", "test") for word in (f"--trainer.limit_{part}_batches", "2")]
+    few += ["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
+    profiler = ["--trainer.profiler", "SimpleProfiler"]
+    profiler += ["--trainer.profiler.dirpath", str(tmp_path), "--trainer.profiler.filename", "profile"]
+    assert train([*few, *profiler]) == 0
+    report = (tmp_path / "fit-profile.txt").read_text(encoding="utf-8")
+    profiled = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("|")]
+    page = (DOCS / "how_it_works.md").read_text(encoding="utf-8").partition("profiler simple")[2]
+    shown = re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE)
+    assert len(shown) >= 5
+    for name in shown:
+        pattern = re.escape(name).replace(r"\.\.\.", ".*")
+        assert any(re.fullmatch(pattern, line) for line in profiled), (name, profiled)
 
 
 # --- add_a_network.md, followed word for word in a copy of the project ------------------------------------------------
