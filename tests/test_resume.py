@@ -166,13 +166,13 @@ def test_two_processes_stop_together_and_continue_exactly(tmp_path: Path) -> Non
     both = [start([*words, "--run_dir", tmp_path / name], tmp_path) for name in ("straight", "stopped")]
     wait_for_step(5, tmp_path / "stopped", both[1])
     both[1].send_signal(signal.SIGTERM)  # to the first process only
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=280)[0] for process in both]
     assert both[0].returncode == 0, outputs[0]
     assert both[1].returncode == STOPPED, outputs[1]
     assert len(load(tmp_path / "stopped" / "checkpoints" / "last.ckpt")["processes"]) == 2
     shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
     again = start(["--resume", tmp_path / "stopped"], tmp_path)
-    output = again.communicate(timeout=120)[0]
+    output = again.communicate(timeout=280)[0]
     assert again.returncode == 0, output
     assert differences(tmp_path / "straight", tmp_path / "stopped") == []
     # One process goes on where two were: not to the bit, but with all there is to do.
