@@ -153,7 +153,7 @@ def test_an_export_that_is_wrong_is_refused(
     monkeypatch.setattr(export, "Exported", wrong)
     assert main([str(path), "--format", name]) == 1
     error = capsys.readouterr().err
-    assert "not the same model" in error or "cannot be exported" in error
+    assert f"{target.name} is not the same model" in error
     assert {file.name for file in tmp_path.iterdir()} == {"a.ckpt", target.name}
     assert target.read_text() == "an earlier export"
 
@@ -217,7 +217,7 @@ def test_without_its_data_set_random_pixels_are_used_and_that_is_said(
         assert main([str(path), "--format", "safetensors"]) == 0
         printed = capsys.readouterr().out
         assert "random pixels" in printed
-        assert "FashionMNIST is not on" in printed or "Fashion-MNIST is not on" in printed
+        assert "Fashion-MNIST is not on" in printed
         assert main([str(path), "--int8"]) == 2
         assert "needs the data set" in capsys.readouterr().err
     monkey.undo()
