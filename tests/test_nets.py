@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torchvision import models
 
 from lit_nn.nets import NETS, build_net, net_names
 from lit_nn.nets.torchvision_net import TorchvisionNet, torchvision_names
@@ -130,6 +131,26 @@ def test_hand_placed_weights_are_used_and_not_needed_again(tmp_path: Path) -> No
     again.load_state_dict(net.state_dict())
     x = torch.randn(1, 1, 224, 224)
     assert torch.equal(net.eval()(x), again.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_published_weights_with_auxiliary_outputs_lose_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = models.get_model(name, init_weights=False).state_dict()  # as published: with auxiliary outputs
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
+    net = build_net(f"torchvision/{name}", 1, 5, (28, 28), {"weights": "DEFAULT"})
+    assert isinstance(net, TorchvisionNet)
+    assert net(torch.randn(2, 1, *net.image_size)).shape == (2, 5)  # in training, where forward would return several
+    kept = {name: tensor for name, tensor in published.items() if not name.startswith(("aux", "AuxLogits", "fc."))}
+    loaded = net.net.state_dict()
+    assert loaded.keys() == {*kept, "fc.weight", "fc.bias"}
+    assert loaded["fc.weight"].shape[0] == 5
+    first = next(name for name in kept if name.endswith("conv.weight"))
+    assert torch.equal(loaded[first], kept[first])
+    again = build_net(f"torchvision/{name}", 1, 5, (28, 28), net.rebuild_args)
+    again.load_state_dict(net.state_dict())
+    x = torch.randn(1, 1, *net.image_size)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), again.eval()(x))
 
 
 def test_frozen_backbone_trains_its_head_only() -> None:
