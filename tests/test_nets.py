@@ -1,8 +1,10 @@
 """Every network that is listed keeps the contract of ``lit_nn.nets``."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,6 +190,8 @@ def test_every_torchvision_network(name: str) -> None:
             "unknown argument of net mlp 'hiden': did you mean 'hidden'? Allowed: image_size, hidden",
         ),
         ("mlp", {"hidden": -5}, "net mlp cannot be built with {'hidden': -5, "),
+        ("lenet", {"kernel_size": 14}, "net lenet with {'kernel_size': 14} cannot work on pictures (1, 32, 32): "),
+        ("lenet", {"kernel_size": 0}, "net lenet with {'kernel_size': 0} cannot work on pictures (1, 32, 32): "),
         ("lenet", {"image_size": [8, 8]}, "unknown argument of net lenet 'image_size'. Allowed: kernel_size"),
         ("torchvision/resnet18", {"weights": "DEFUALT"}, "did you mean 'DEFAULT'? Allowed: IMAGENET1K_V1, DEFAULT"),
     ],
@@ -197,6 +201,54 @@ def test_mistakes_are_named_in_one_line(name: str, net_args: dict[str, object], 
         build_net(name, 1, 5, (28, 28), net_args)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_pictures_too_small_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^net resnet9 cannot work on pictures \(1, 4, 4\): .*small"):
+        build_net("resnet9", 1, 5, (4, 4))
+
+
+class Own(nn.Module):
+    """A network that somebody is writing."""
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, gives: str = "logits") -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.linear = nn.LazyLinear(num_classes) if gives == "lazy" else nn.Linear(in_channels, num_classes)
+        self.gives = gives
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.norm(x)
+        if self.gives == "features":
+            return x
+        logits = self.linear(x.mean((2, 3)))
+        return (logits, x) if self.gives == "both" else logits
+
+
+def test_a_new_network_is_tried_out_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETS, "own", Own)
+    for gives, given in (("features", r"\(1, 1, 28, 28\)"), ("both", "tuple")):
+        with pytest.raises(ValueError, match=rf"^net own .* gives {given} for one picture .* would be \(1, 5\)$"):
+            build_net("own", 1, 5, (28, 28), {"gives": gives})
+    for gives in ("logits", "lazy"):
+        net = build_net("own", 1, 5, (28, 28), {"gives": gives})
+        assert all(module.training for module in net.modules())
+        assert not net.get_buffer("norm.num_batches_tracked")
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+    build_net("own", 1, 5, (10**6, 10**6))  # without a picture, which would take terabytes
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_trying_a_network_out_draws_no_random_numbers(name: str) -> None:
+    net = build(name, SHAPES[0])
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    size = {"image_size": SHAPES[0][1:]} if "image_size" in inspect.signature(NETS[name]).parameters else {}
+    alone = NETS[name](in_channels=1, num_classes=5, **size)
+    if any(is_lazy(tensor) for tensor in alone.parameters()):
+        alone.eval()(pictures(alone, SHAPES[0], 1))  # draws the weights
+    assert torch.equal(after, torch.get_rng_state())
+    assert all(torch.equal(tensor, alone.state_dict()[key]) for key, tensor in net.state_dict().items())
 
 
 def test_torchvision_takes_one_or_three_channels() -> None:
