@@ -16,14 +16,13 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from lit_nn.autograd_graph import Operation, backward_graph, draw_graph
-from lit_nn.commands import CommandParser, brief, command, print_table
+from lit_nn.commands import CommandParser, brief, check_picture, command, print_table
 from lit_nn.flags import UsageError
 from lit_nn.losses import LOSSES
 from lit_nn.nets import NETS, TORCHVISION, build_net
 
 BATCH = 2  # pictures that are sent through; shown as B
 SEED = 42  # of the weights, as in training
-PICTURES = (".png", ".svg", ".pdf")
 STRUCTURAL = {"flatten", "cat", "stack", "matmul", "add", "mean", "amax"}  # steps that are not in torch.nn.functional
 
 
@@ -266,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
         help="channels, height and width of the images [1,28,28]",
     )
     parser.add_argument("--num_classes", metavar="N", type=int, default=10, help="number of classes [10]")
-    parser.add_argument("--graph", metavar="FILE", type=Path, help="draw the autograd graph: a .png, .svg or .pdf file")
+    parser.add_argument("--graph", metavar="FILE", type=Path, help="picture of the autograd graph")
     return parser
 
 
@@ -295,8 +294,8 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         raise UsageError("--net_args belong to --net NAME")
     if options.graph and options.list:
         raise UsageError("--graph draws one network: give --net NAME or --ckpt FILE")
-    if options.graph and options.graph.suffix.lower() not in PICTURES:
-        raise UsageError(f"--graph {options.graph}: the file's name must end in {', '.join(PICTURES)}")
+    if options.graph:
+        check_picture("--graph", options.graph)
     if options.num_classes < 1 or min(options.image_shape) < 1:
         raise UsageError("--num_classes and the numbers of --image_shape must be at least 1")
     return options, net_args

@@ -76,7 +76,7 @@ def test_every_network_can_be_looked_into(net: str) -> None:
     assert all(op.number < following.number for op in operations for following in op.next)
 
 
-@pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
+@pytest.mark.parametrize("ending", ["svg", "pdf", "png", "jpg"])
 def test_graphs_of_larger_networks_are_drawn(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / f"graph.{ending}"
     text = shown(
