@@ -19,7 +19,7 @@ from lit_nn.autograd_graph import Operation, backward_graph, draw_graph
 from lit_nn.commands import CommandParser, brief, check_picture, command, print_table
 from lit_nn.flags import UsageError
 from lit_nn.losses import LOSSES
-from lit_nn.nets import NETS, TORCHVISION, build_net
+from lit_nn.nets import NETS, TORCHVISION, build_net, count_parameters
 
 BATCH = 2  # pictures that are sent through; shown as B
 SEED = 42  # of the weights, as in training
@@ -63,7 +63,7 @@ class _Recorder(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         name = self.names.get(module, "(not registered)")
-        count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        count = count_parameters(module, recurse=False)
         again = any(call.name == name for call in self.calls)
         call = Call(name, len(self.open), type(module).__name__, _shape(args), parameters=count, again=again)
         self.calls.append(call)
@@ -154,16 +154,12 @@ def _print_parameters(net: nn.Module, uses: Counter[str]) -> None:
     columns = ["name", "shape", "count", "mean", "std", "remarks"]
     print_table(columns, rows, right=["count", "mean", "std"], title="Parameters")
     trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-    print(f"{_count(net):,} parameters, {trained:,} of them trained\n")
+    print(f"{count_parameters(net):,} parameters, {trained:,} of them trained\n")
 
 
 def _moments(tensor: Tensor) -> tuple[str, str]:
     values = tensor.detach().double()
     return f"{values.mean():.4f}", f"{values.std():.4f}" if values.numel() > 1 else "-"
-
-
-def _count(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def _print_graph(operations: list[Operation]) -> None:
@@ -190,7 +186,7 @@ def _print_networks(image_shape: tuple[int, int, int], num_classes: int) -> None
     rows = []
     for name, cls in NETS.items():
         net = build_net(name, image_shape[0], num_classes, image_shape[1:])
-        rows.append([name, arguments(cls), f"{_count(net):,}"])
+        rows.append([name, arguments(cls), f"{count_parameters(net):,}"])
     for name in torchvision_names():  # building all of them would take minutes; what was published is on record
         published = models.get_model_weights(name).DEFAULT.meta["num_params"]
         rows.append([TORCHVISION + name, arguments(TorchvisionNet), f"{published:,}"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchvision import models
 
-from lit_nn.nets import NETS, build_net, net_names
+from lit_nn.nets import NETS, build_net, count_parameters, net_names
 from lit_nn.nets.torchvision_net import TorchvisionNet, torchvision_names
 
 FIRST = next(iter(NETS))  # the first one that a message names
@@ -223,6 +223,14 @@ class Own(nn.Module):
             return x
         logits = self.linear(x.mean((2, 3)))
         return (logits, x) if self.gives == "both" else logits
+
+
+def test_parameters_are_counted_once_and_of_a_layer_alone() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3, bias=False))
+    net[2].weight = net[0].weight
+    assert count_parameters(net) == 12
+    assert count_parameters(net, recurse=False) == 0
+    assert count_parameters(net[0], recurse=False) == 12
 
 
 def test_a_new_network_is_tried_out_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:

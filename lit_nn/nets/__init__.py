@@ -110,6 +110,16 @@ def _try_out(net: nn.Module, what: str, shape: tuple[int, int, int], num_classes
         raise ValueError(f"{what} gives {given} for one picture {shape}; logits would be (1, {num_classes})")
 
 
+def count_parameters(net: nn.Module, recurse: bool = True) -> int:
+    """How many numbers a network learns; a tensor used twice counts once.
+
+    Args:
+        net: a network or a layer.
+        recurse: count those of the layers inside it, too.
+    """
+    return sum(parameter.numel() for parameter in net.parameters(recurse))
+
+
 def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:
     """Find a network's class and the arguments that the name itself stands for."""
     if name in NETS:
