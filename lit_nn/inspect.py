@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from lit_nn.autograd_graph import Operation, backward_graph, draw_graph
-from lit_nn.commands import CommandParser, brief, check_picture, command, print_table
+from lit_nn.commands import PICTURES, CommandParser, brief, check_picture, command, print_table
 from lit_nn.flags import UsageError
 from lit_nn.losses import LOSSES
 from lit_nn.nets import NETS, TORCHVISION, build_net, count_parameters
@@ -257,11 +257,10 @@ def _parser() -> argparse.ArgumentParser:
         "--image_shape",
         metavar="C,H,W",
         type=_image_shape,
-        default=(1, 28, 28),
         help="channels, height and width of the images [1,28,28]",
     )
-    parser.add_argument("--num_classes", metavar="N", type=int, default=10, help="number of classes [10]")
-    parser.add_argument("--graph", metavar="FILE", type=Path, help="picture of the autograd graph")
+    parser.add_argument("--num_classes", metavar="N", type=int, help="number of classes [10]")
+    parser.add_argument("--graph", metavar="FILE", type=Path, help=f"draw the autograd graph: {', '.join(PICTURES)}")
     return parser
 
 
@@ -292,6 +291,10 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         raise UsageError("--graph draws one network: give --net NAME or --ckpt FILE")
     if options.graph:
         check_picture("--graph", options.graph)
+    if options.ckpt and (options.image_shape, options.num_classes) != (None, None):
+        raise UsageError("--image_shape and --num_classes belong to --net NAME and --list; a checkpoint has its own")
+    options.image_shape = options.image_shape or (1, 28, 28)
+    options.num_classes = 10 if options.num_classes is None else options.num_classes
     if options.num_classes < 1 or min(options.image_shape) < 1:
         raise UsageError("--num_classes and the numbers of --image_shape must be at least 1")
     return options, net_args
