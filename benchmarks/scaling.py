@@ -21,8 +21,9 @@ from typing import Any
 import lightning as L
 from measure import machine, median_ratio, medians, table, take_turns
 
-from lit_nn.cli import LitCLI, count_parameters
+from lit_nn.cli import LitCLI
 from lit_nn.commands import run
+from lit_nn.nets import count_parameters
 
 
 class Clock(L.Callback):
@@ -129,8 +130,8 @@ def main() -> None:
     command = " ".join(["python benchmarks/scaling.py", *sys.argv[1:]])
     print(f"## Several processes\n\n`{command}`, n = {options.rounds}, alternating; {machine()}.")
     print(
-        f"{options.batch_size} images per step over all processes; of {options.steps} steps the first quarter only warms "
-        "up. Medians, least and most; the last column is the median over the rounds.\n"
+        f"{options.batch_size} images per step over all processes; of {options.steps} steps the last three quarters "
+        "are measured. Medians, least and most; the last column is the median over the rounds.\n"
     )
     header = ("network", "parameters", "processes x threads", "steps", "time", "images/s", "times the first")
     print(table(header, rows))

@@ -23,7 +23,7 @@ from data_modules.pictures import PictureError, is_gray, picture_digest, picture
 
 VERSION = 2  # raise it whenever `prepare_picture` gives other pixels: caches of other versions are made again
 BLOCK = 32  # pictures per task: few enough for the bar to move, enough for numpy to work on whole arrays
-SAMPLED = 1000  # pictures whose headers decide on image size and channels if nobody does
+SAMPLED = 1000  # of so many pictures at least, and fewer than twice as many, the headers decide on size and channels
 LARGEST_DEFAULT_SIZE = 224  # pixels, what most published networks take
 
 
@@ -158,7 +158,7 @@ def _build(
 
 
 def _suggestion(paths: list[Path]) -> tuple[int, int]:
-    """Image size and channels that suit the pictures, from up to about a thousand of them."""
+    """Image size and channels that suit the pictures, from all of them or, of many, 1,000 to 1,999 spread evenly."""
     sides, gray = [], True
     for path in paths[:: max(1, len(paths) // SAMPLED)]:
         with suppress(PictureError):  # decoding reports it

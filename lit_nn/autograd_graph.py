@@ -88,7 +88,7 @@ def draw_graph(operations: list[Operation], net: nn.Module, path: Path, title: s
     Args:
         operations: What `backward_graph` found.
         net: The network, for the shapes of its parameters.
-        path: The file to write: PNG, SVG or PDF, by its ending.
+        path: The file to write, in the format of its ending: PNG, JPEG, SVG or PDF.
         title: What stands on top.
 
     Raises:

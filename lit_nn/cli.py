@@ -22,7 +22,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from data_modules import DATA_MODULES, ImageDataModule
@@ -42,6 +41,7 @@ from lit_nn.commands import brief
 from lit_nn.config import explain, read_config, values_of
 from lit_nn.flags import UsageError, flags, nearest, to_dotted
 from lit_nn.loop import LeanEpochLoop
+from lit_nn.nets import count_parameters
 from lit_nn.previous import NothingToDo, PreviousRun
 from lit_nn.resume import EMA, Checkpoints, ExactState, TrainingError
 from lit_nn.transfer import init_from
@@ -429,11 +429,6 @@ class TrainCLI(LitCLI):
             "seed": self.datamodule.seed,
         }
         return {**options, **data, "max_epochs": self.trainer.max_epochs, "precision": str(self.trainer.precision)}
-
-
-def count_parameters(net: nn.Module) -> int:
-    """How many numbers a network learns; a tensor used twice counts once."""
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def data_name(settings: Any) -> str:

@@ -9,10 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lit_nn import distributed
 from lit_nn.flags import UsageError, help_text, nearest, to_dotted
+
+PICTURES = (".png", ".jpg", ".svg", ".pdf")  # endings of files that pictures are drawn into
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -34,6 +37,20 @@ class CommandParser(argparse.ArgumentParser):
         elif choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             hint = nearest(choice[1], re.findall(r"[\w.]+", choice[2]))
         raise UsageError(f"{message}.{hint} All options: {self.prog} --help")
+
+
+def check_picture(option: str, path: Path) -> None:
+    """Refuse a file that no picture can be drawn into, before the work of which the picture is the end.
+
+    Args:
+        option: What the file was given with.
+        path: The file.
+
+    Raises:
+        UsageError: If its name does not end like that of a picture.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise UsageError(f"{option} {path}: the file's name must end in {', '.join(PICTURES)}")
 
 
 def brief(error: Exception) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lit_nn.choices import flat
-from lit_nn.commands import CommandParser, command, print_table
+from lit_nn.commands import CommandParser, check_picture, command, print_table
 
 CURVES = (("val_acc", "validation accuracy"), ("val_loss", "validation loss"), ("train_loss", "training loss"))
 NUMBERS = {  # of result.json, and how they are written, by the column
@@ -179,6 +179,7 @@ def main(words: list[str]) -> None:
         help="picture of the curves [comparison.png]",
     )
     options = parser.parse_args(words)
+    check_picture("--output", options.output)
     runs, problems = find_runs(options.folders)
     for problem in problems:
         print(problem, file=sys.stderr)

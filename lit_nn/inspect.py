@@ -16,14 +16,13 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from lit_nn.autograd_graph import Operation, backward_graph, draw_graph
-from lit_nn.commands import CommandParser, brief, command, print_table
+from lit_nn.commands import PICTURES, CommandParser, brief, check_picture, command, print_table
 from lit_nn.flags import UsageError
 from lit_nn.losses import LOSSES
-from lit_nn.nets import NETS, TORCHVISION, build_net
+from lit_nn.nets import NETS, TORCHVISION, build_net, count_parameters
 
 BATCH = 2  # pictures that are sent through; shown as B
 SEED = 42  # of the weights, as in training
-PICTURES = (".png", ".svg", ".pdf")
 STRUCTURAL = {"flatten", "cat", "stack", "matmul", "add", "mean", "amax"}  # steps that are not in torch.nn.functional
 
 
@@ -64,7 +63,7 @@ class _Recorder(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         name = self.names.get(module, "(not registered)")
-        count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        count = count_parameters(module, recurse=False)
         again = any(call.name == name for call in self.calls)
         call = Call(name, len(self.open), type(module).__name__, _shape(args), parameters=count, again=again)
         self.calls.append(call)
@@ -155,16 +154,12 @@ def _print_parameters(net: nn.Module, uses: Counter[str]) -> None:
     columns = ["name", "shape", "count", "mean", "std", "remarks"]
     print_table(columns, rows, right=["count", "mean", "std"], title="Parameters")
     trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-    print(f"{_count(net):,} parameters, {trained:,} of them trained\n")
+    print(f"{count_parameters(net):,} parameters, {trained:,} of them trained\n")
 
 
 def _moments(tensor: Tensor) -> tuple[str, str]:
     values = tensor.detach().double()
     return f"{values.mean():.4f}", f"{values.std():.4f}" if values.numel() > 1 else "-"
-
-
-def _count(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def _print_graph(operations: list[Operation]) -> None:
@@ -191,7 +186,7 @@ def _print_networks(image_shape: tuple[int, int, int], num_classes: int) -> None
     rows = []
     for name, cls in NETS.items():
         net = build_net(name, image_shape[0], num_classes, image_shape[1:])
-        rows.append([name, arguments(cls), f"{_count(net):,}"])
+        rows.append([name, arguments(cls), f"{count_parameters(net):,}"])
     for name in torchvision_names():  # building all of them would take minutes; what was published is on record
         published = models.get_model_weights(name).DEFAULT.meta["num_params"]
         rows.append([TORCHVISION + name, arguments(TorchvisionNet), f"{published:,}"])
@@ -262,11 +257,10 @@ def _parser() -> argparse.ArgumentParser:
         "--image_shape",
         metavar="C,H,W",
         type=_image_shape,
-        default=(1, 28, 28),
         help="channels, height and width of the images [1,28,28]",
     )
-    parser.add_argument("--num_classes", metavar="N", type=int, default=10, help="number of classes [10]")
-    parser.add_argument("--graph", metavar="FILE", type=Path, help="draw the autograd graph: a .png, .svg or .pdf file")
+    parser.add_argument("--num_classes", metavar="N", type=int, help="number of classes [10]")
+    parser.add_argument("--graph", metavar="FILE", type=Path, help=f"draw the autograd graph: {', '.join(PICTURES)}")
     return parser
 
 
@@ -295,8 +289,12 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         raise UsageError("--net_args belong to --net NAME")
     if options.graph and options.list:
         raise UsageError("--graph draws one network: give --net NAME or --ckpt FILE")
-    if options.graph and options.graph.suffix.lower() not in PICTURES:
-        raise UsageError(f"--graph {options.graph}: the file's name must end in {', '.join(PICTURES)}")
+    if options.graph:
+        check_picture("--graph", options.graph)
+    if options.ckpt and (options.image_shape, options.num_classes) != (None, None):
+        raise UsageError("--image_shape and --num_classes belong to --net NAME and --list; a checkpoint has its own")
+    options.image_shape = options.image_shape or (1, 28, 28)
+    options.num_classes = 10 if options.num_classes is None else options.num_classes
     if options.num_classes < 1 or min(options.image_shape) < 1:
         raise UsageError("--num_classes and the numbers of --image_shape must be at least 1")
     return options, net_args

@@ -10,7 +10,7 @@ from data_modules import DATA_MODULES
 from data_modules.report import SPLITS, print_report
 from data_modules.sheets import sample_rows, sample_sheet
 from lit_nn.choices import look_up
-from lit_nn.commands import command
+from lit_nn.commands import check_picture, command
 from lit_nn.config import explain, values_of
 from lit_nn.flags import UsageError
 
@@ -35,6 +35,7 @@ def main(words: list[str]) -> None:
         options = parser.parse_args(words).as_dict()
         del options["data"]
         sheet = Path(options.pop("sheet"))
+        check_picture("--sheet", sheet)
         data = data_class(**options)
     except (argparse.ArgumentError, ValueError) as error:
         names = [word.lstrip("-") for word in parser._option_string_actions]

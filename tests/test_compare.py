@@ -107,6 +107,16 @@ def test_what_is_no_run_is_said_and_the_others_are_compared(runs: Path, capsys: 
         assert words in line
 
 
+@pytest.mark.parametrize("output", ["curves.txtx", "curves"])
+def test_a_name_that_is_no_pictures_is_refused_at_once(
+    output: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", "--output", output]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"error: --output {output}: the file's name must end in .png, .jpg, .svg, .pdf\n"
+
+
 def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none")]) == 1
     assert "error: nothing to compare" in capsys.readouterr().err

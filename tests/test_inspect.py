@@ -76,7 +76,7 @@ def test_every_network_can_be_looked_into(net: str) -> None:
     assert all(op.number < following.number for op in operations for following in op.next)
 
 
-@pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
+@pytest.mark.parametrize("ending", ["svg", "pdf", "png", "jpg"])
 def test_graphs_of_larger_networks_are_drawn(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / f"graph.{ending}"
     text = shown(
@@ -185,6 +185,9 @@ def test_a_checkpoint_tells_what_it_holds(tmp_path: Path, capsys: pytest.Capture
         (["--list", "--net_args.hidden", "3"], 2, ["--net NAME"]),
         (["--net", "mlp", "--image_shape", "28x28"], 2, ["28x28", "3,32,32"]),
         (["--net", "mlp", "--graph", "graph.gif"], 2, ["graph.gif", ".png", ".svg"]),
+        (["--net", "mlp", "--num_classes", "0"], 2, ["--num_classes", "at least 1"]),
+        (["--ckpt", "a.ckpt", "--image_shape", "3,32,32"], 2, ["--image_shape", "a checkpoint has its own"]),
+        (["--ckpt", "a.ckpt", "--num_classes", "10"], 2, ["--num_classes", "a checkpoint has its own"]),
         (["--ckpt", "missing.ckpt"], 1, ["missing.ckpt", "no such file"]),
     ],
 )

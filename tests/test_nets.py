@@ -1,16 +1,19 @@
 """Every network that is listed keeps the contract of ``lit_nn.nets``."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torchvision import models
 
-from lit_nn.nets import NETS, build_net, net_names
+from lit_nn.nets import NETS, build_net, count_parameters, net_names
 from lit_nn.nets.torchvision_net import TorchvisionNet, torchvision_names
 
 FIRST = next(iter(NETS))  # the first one that a message names
@@ -132,6 +135,26 @@ def test_hand_placed_weights_are_used_and_not_needed_again(tmp_path: Path) -> No
     assert torch.equal(net.eval()(x), again.eval()(x))
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_published_weights_with_auxiliary_outputs_lose_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = models.get_model(name, init_weights=False).state_dict()  # as published: with auxiliary outputs
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
+    net = build_net(f"torchvision/{name}", 1, 5, (28, 28), {"weights": "DEFAULT"})
+    assert isinstance(net, TorchvisionNet)
+    assert net(torch.randn(2, 1, *net.image_size)).shape == (2, 5)  # in training, where forward would return several
+    kept = {name: tensor for name, tensor in published.items() if not name.startswith(("aux", "AuxLogits", "fc."))}
+    loaded = net.net.state_dict()
+    assert loaded.keys() == {*kept, "fc.weight", "fc.bias"}
+    assert loaded["fc.weight"].shape[0] == 5
+    first = next(name for name in kept if name.endswith("conv.weight"))
+    assert torch.equal(loaded[first], kept[first])
+    again = build_net(f"torchvision/{name}", 1, 5, (28, 28), net.rebuild_args)
+    again.load_state_dict(net.state_dict())
+    x = torch.randn(1, 1, *net.image_size)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), again.eval()(x))
+
+
 def test_frozen_backbone_trains_its_head_only() -> None:
     net = build_net("torchvision/resnet18", 1, 5, (28, 28), {"freeze_backbone": True})
     assert [name for name, p in net.named_parameters() if p.requires_grad] == ["net.fc.weight", "net.fc.bias"]
@@ -167,6 +190,8 @@ def test_every_torchvision_network(name: str) -> None:
             "unknown argument of net mlp 'hiden': did you mean 'hidden'? Allowed: image_size, hidden",
         ),
         ("mlp", {"hidden": -5}, "net mlp cannot be built with {'hidden': -5, "),
+        ("lenet", {"kernel_size": 14}, "net lenet with {'kernel_size': 14} cannot work on pictures (1, 32, 32): "),
+        ("lenet", {"kernel_size": 0}, "net lenet with {'kernel_size': 0} cannot work on pictures (1, 32, 32): "),
         ("lenet", {"image_size": [8, 8]}, "unknown argument of net lenet 'image_size'. Allowed: kernel_size"),
         ("torchvision/resnet18", {"weights": "DEFUALT"}, "did you mean 'DEFAULT'? Allowed: IMAGENET1K_V1, DEFAULT"),
     ],
@@ -176,6 +201,62 @@ def test_mistakes_are_named_in_one_line(name: str, net_args: dict[str, object], 
         build_net(name, 1, 5, (28, 28), net_args)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_pictures_too_small_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^net resnet9 cannot work on pictures \(1, 4, 4\): .*small"):
+        build_net("resnet9", 1, 5, (4, 4))
+
+
+class Own(nn.Module):
+    """A network that somebody is writing."""
+
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, gives: str = "logits") -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.linear = nn.LazyLinear(num_classes) if gives == "lazy" else nn.Linear(in_channels, num_classes)
+        self.gives = gives
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.norm(x)
+        if self.gives == "features":
+            return x
+        logits = self.linear(x.mean((2, 3)))
+        return (logits, x) if self.gives == "both" else logits
+
+
+def test_parameters_are_counted_once_and_of_a_layer_alone() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3, bias=False))
+    net[2].weight = net[0].weight
+    assert count_parameters(net) == 12
+    assert count_parameters(net, recurse=False) == 0
+    assert count_parameters(net[0], recurse=False) == 12
+
+
+def test_a_new_network_is_tried_out_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETS, "own", Own)
+    for gives, given in (("features", r"\(1, 1, 28, 28\)"), ("both", "tuple")):
+        with pytest.raises(ValueError, match=rf"^net own .* gives {given} for one picture .* would be \(1, 5\)$"):
+            build_net("own", 1, 5, (28, 28), {"gives": gives})
+    for gives in ("logits", "lazy"):
+        net = build_net("own", 1, 5, (28, 28), {"gives": gives})
+        assert all(module.training for module in net.modules())
+        assert not net.get_buffer("norm.num_batches_tracked")
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+    build_net("own", 1, 5, (10**6, 10**6))  # without a picture, which would take terabytes
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_trying_a_network_out_draws_no_random_numbers(name: str) -> None:
+    net = build(name, SHAPES[0])
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    size = {"image_size": SHAPES[0][1:]} if "image_size" in inspect.signature(NETS[name]).parameters else {}
+    alone = NETS[name](in_channels=1, num_classes=5, **size)
+    if any(is_lazy(tensor) for tensor in alone.parameters()):
+        alone.eval()(pictures(alone, SHAPES[0], 1))  # draws the weights
+    assert torch.equal(after, torch.get_rng_state())
+    assert all(torch.equal(tensor, alone.state_dict()[key]) for key, tensor in net.state_dict().items())
 
 
 def test_torchvision_takes_one_or_three_channels() -> None:

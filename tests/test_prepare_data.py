@@ -70,6 +70,7 @@ def test_counts_complaints_and_sheet(tmp_path: Path, command: Command, monkeypat
         ),
         (["--batch_size", "many"], 2, "--batch_size is 'many', expected int"),
         (["--sheet", "no/such/folder.png"], 1, "no/such/folder.png"),
+        (["--data", "image_folder", "--data_dir", "nowhere", "--sheet", "x.abc"], 2, "--sheet x.abc: the file's name"),
     ],
 )
 def test_one_message_for_a_mistake(

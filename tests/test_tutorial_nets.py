@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,6 +155,23 @@ def test_lazy_network_has_ordinary_layers_once_built() -> None:
     assert not mean.any()  # the forward that gave the shapes has left no trace
     net(torch.randn(2, 3, 32, 32))
     assert mean.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "net_args", "message"),
+    [
+        ("lazy_cnn", 2, {}, r"^net lazy_cnn with .* cannot work on pictures \(1, 2, 2\): .*small"),
+        (
+            "conv3d_cnn",
+            28,
+            {"scales": "abc"},
+            r"^net conv3d_cnn with {'scales': 'abc'} cannot work on .*'str'",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_said(name: str, side: int, net_args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_net(name, 1, 10, (side, side), net_args)
 
 
 def test_a_layer_used_twice_a_buffer_and_control_flow_show(capsys: pytest.CaptureFixture[str]) -> None:

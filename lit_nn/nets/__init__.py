@@ -11,16 +11,15 @@ The contract of a network:
 - ``forward`` takes float (B, in_channels, H, W) and returns logits (B, num_classes), which may be negative.
 - ``rebuild_args``, only where the arguments cannot simply be given again (``torchvision/<name>`` with downloaded
   weights): the ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
-- It is a plain ``nn.Module`` and never imports Lightning. Lazy layers are welcome: ``build_net`` gives them their
-  shapes before anyone looks at the parameters.
+- It is a plain ``nn.Module`` and never imports Lightning. Lazy layers are welcome: ``build_net`` sends a picture
+  through every new network, which gives them their shapes before anyone looks at the parameters.
 """
 
 import inspect
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lit_nn.choices import look_up
@@ -40,6 +39,7 @@ NETS: dict[str, type[nn.Module]] = {
 }
 
 TORCHVISION = "torchvision/"
+LARGEST_TRIED = 256 * 256  # pixels of a picture; what does not fit together shows at small ones, and those take no time
 
 
 def net_names() -> list[str]:
@@ -56,6 +56,8 @@ def build_net(
 ) -> nn.Module:
     """Build a network by name, with ordinary parameters only: lazy ones are given their shapes.
 
+    One of ``NETS`` is tried out on a picture, so that what does not fit together is said here and not in the training.
+
     Args:
         name: a key of ``NETS``, or ``torchvision/<name>`` for a classification model of torchvision.
         in_channels: channels of the pictures.
@@ -67,7 +69,8 @@ def build_net(
         The network, in training mode.
 
     Raises:
-        ValueError: no such network or argument, or one that the network cannot be built with.
+        ValueError: no such network or argument, or one that the network cannot be built with; pictures too small for
+            the network, or an output that is no logits.
         OSError: pretrained weights were asked for and cannot be had.
     """
     cls, first = _find(name)
@@ -81,11 +84,40 @@ def build_net(
         net = cls(**first, in_channels=in_channels, num_classes=num_classes, **args)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"net {name} cannot be built with {args}: {error}") from error
-    if any(is_lazy(tensor) for tensor in chain(net.parameters(), net.buffers())):
-        height, width = getattr(net, "image_size", None) or image_size
-        with torch.no_grad():  # in eval mode, so that no BatchNorm counts the zeros
-            net.eval()(torch.zeros(1, in_channels, height, width))
+    height, width = getattr(net, "image_size", None) or image_size
+    tensors = [*net.parameters(), *net.buffers()]
+    without_memory = any(tensor.is_meta for tensor in tensors)  # only the shapes are wanted, nothing can be computed
+    small = name in NETS and height * width <= LARGEST_TRIED
+    if any(is_lazy(tensor) for tensor in tensors) or (small and not without_memory):
+        what = f"net {name} with {args}" if args else f"net {name}"
+        _try_out(net, what, (in_channels, height, width), num_classes)
     return net.train()
+
+
+def _try_out(net: nn.Module, what: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    """Send a picture (C, H, W) of zeros through a network.
+
+    Raises:
+        ValueError: it cannot work on such a picture, or what it gives is not (1, num_classes).
+    """
+    try:
+        with torch.no_grad():  # in eval mode, so that no BatchNorm counts the zeros and no Dropout draws numbers
+            logits = net.eval()(torch.zeros(1, *shape))
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{what} cannot work on pictures {shape}: {error}") from error
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if given != (1, num_classes):
+        raise ValueError(f"{what} gives {given} for one picture {shape}; logits would be (1, {num_classes})")
+
+
+def count_parameters(net: nn.Module, recurse: bool = True) -> int:
+    """How many numbers a network learns; a tensor used twice counts once.
+
+    Args:
+        net: a network or a layer.
+        recurse: count those of the layers inside it, too.
+    """
+    return sum(parameter.numel() for parameter in net.parameters(recurse))
 
 
 def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:

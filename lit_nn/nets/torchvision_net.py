@@ -124,13 +124,14 @@ def _load(name: str, published: Any, image_size: tuple[int, int]) -> nn.Module:
 
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # No auxiliary outputs, so that forward returns a tensor in training too. transform_input, which published
-        # weights turn on, is on without them as well: a checkpoint is rebuilt without.
-        options = {"aux_logits": False, "transform_input": True, "init_weights": published is None}
+        # transform_input, which published weights turn on, is on without them as well: a checkpoint is rebuilt without.
+        options = {"transform_input": True}
+        if published is None:
+            options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit"):
         options = {"image_size": image_size[0]}
     try:
-        return models.get_model(name, weights=published, **options)
+        net = models.get_model(name, weights=published, **options)
     except (OSError, RuntimeError) as error:  # RuntimeError: the file is not what its checksum says
         if published is None:
             raise
@@ -139,6 +140,11 @@ def _load(name: str, published: Any, image_size: tuple[int, int]) -> nn.Module:
             f"the weights of torchvision/{name} cannot be had from {published.url} ({error}). Put that file into"
             f" {folder} as {published.url.rpartition('/')[2]}, or train without weights."
         ) from error
+    if name == "inception_v3":
+        # No auxiliary output, so that forward returns a tensor in training too. torchvision refuses to leave it out
+        # where weights are loaded; that of googlenet it takes away again by itself.
+        net.aux_logits, net.AuxLogits = False, None
+    return net
 
 
 def _replace_head(net: nn.Module, num_classes: int) -> None:
