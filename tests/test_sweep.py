@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from snippets import run_snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_nn.commands import train
-from lit_nn.sweep import main, open_storage
+from lit_nn.sweep import SweepError, _open_study, main, open_storage
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
 QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "8", "--max_epochs", "3"]
@@ -192,7 +193,7 @@ def test_wrong_words_are_refused(
 
 
 def test_the_example_is_a_search_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lit_nn.sweep import check, read_space
+    from lit_nn.search_space import check, read_space
 
     monkeypatch.chdir(tmp_path)
     for path in (ROOT / "configs" / "sweeps").glob("*.yaml"):
@@ -246,23 +247,37 @@ def test_another_search_is_kept_apart(
     space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(space.parent)
-    monkeypatch.setattr("lit_nn.sweep.Sweep.run", lambda self: None)  # nothing is trained here
     words = ["space.yaml", *QUICK]
-    assert main(words) == 1
-    assert "no trial was completed" in capsys.readouterr().err
-    assert main([*words[:-1], "4"]) == 2
-    assert "trainer.max_epochs was 3, now it is 4" in capsys.readouterr().err
-    assert main([*words, "--trainer.devices", "1", "--data_dir", "elsewhere"]) == 1  # another machine
-    space.write_text(SPACE.replace("1e-4", "1e-5"))
-    assert main(words) == 2
-    assert "another search space: lr was" in capsys.readouterr().err
-    space.write_text(SPACE)
-    Path("runs/sweeps/space/trial-0000").mkdir()
-    assert main(words) == 2
-    assert "holds trial-0000, which is not of the study" in capsys.readouterr().err
+    with monkeypatch.context() as nothing_is_trained:
+        nothing_is_trained.setattr("lit_nn.sweep.Sweep.run", lambda self, workers: None)
+        assert main(words) == 1
+        assert "no trial was completed" in capsys.readouterr().err
+        assert main([*words[:-1], "4"]) == 2
+        assert "trainer.max_epochs was 3, now it is 4" in capsys.readouterr().err
+        assert main([*words, "--trainer.devices", "1", "--data_dir", "elsewhere"]) == 1  # another machine
+        space.write_text(SPACE.replace("1e-4", "1e-5"))
+        assert main(words) == 2
+        assert "another search space: lr was" in capsys.readouterr().err
+        space.write_text(SPACE)
+    strange = Path("runs/sweeps/space/trial-0000")
+    strange.mkdir()
+    for _ in range(2):  # also when it is asked again
+        assert main(words) == 2
+        assert "holds trial-0000, which is not of the study" in capsys.readouterr().err
+    assert not list(strange.iterdir())
 
 
 # --- killed, interrupted, failing ------------------------------------------------------------------------------------
+
+
+def test_a_kill_while_the_database_was_made(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    open_storage(url)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute("DROP INDEX ix_studies_study_name")  # which is made after the table
+    for _ in range(3):
+        _open_study("name", url, {}, {"trainer": {"max_epochs": 1}})
+    assert len(optuna.get_all_study_names(open_storage(url))) == 1
 
 
 @pytest.mark.slow
@@ -421,6 +436,19 @@ def test_when_everything_fails_it_says_so(
     message = capsys.readouterr().err
     assert message.startswith("error: no trial was completed; the first of 2 failures: The loss is ")
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_a_trial_printed_before_is_not_why_it_failed(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(space.parent)
+    monkeypatch.setenv("LIT_NN_DEBUG", "1")  # the training ends in a traceback, not in "error: "
+    space.write_text("lr: [1e30]\n")
+    log = Path("runs/sweeps/space/logs/trial-0000.txt")
+    log.parent.mkdir(parents=True)
+    log.write_text("error: of the time before\n")
+    with pytest.raises(SweepError, match=r"1 failures: lit_nn\.resume\.TrainingError: The loss is "):
+        main(["space.yaml", *QUICK, "--optimizer", "sgd", "--trials", "1"])
 
 
 @pytest.mark.slow
