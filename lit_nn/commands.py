@@ -36,7 +36,7 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(f"{message}.{hint} All options: {self.prog} --help")
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """The first line of what an error says; its kind if it says nothing."""
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__
 

@@ -14,7 +14,7 @@ from lit_nn.flags import UsageError, flags, to_dotted
 Space = dict[str, BaseDistribution]  # options as typed, without the dashes, and what may be chosen for them
 
 RANGE = ("low", "high", "log", "step")
-OWN = {"run_dir", "ckpt_path", "trainer.fast_dev_run"}  # options that the search itself decides
+OWN = {"run_dir", "ckpt_path", "tune", "trainer.fast_dev_run"}  # a trial is a run that can be continued
 ONE_PROCESS = {"devices": 1, "num_nodes": 1, "strategy": "auto"}  # several would look for each other
 
 
@@ -120,7 +120,10 @@ def check(space: Space, fixed: Sequence[str]) -> dict[str, Any]:
         if searched.count(option) > 1:
             raise UsageError(f"the search space has {option} twice")
     if refused := OWN & {*given, *searched} or {"config"} & {*searched}:
-        raise UsageError(f"--{refused.pop()} is not for a search, which gives every trial a run folder of its own")
+        raise UsageError(
+            f"--{refused.pop()} is not for a search, which gives every trial a run folder of its own, in which it "
+            "goes on after a kill; leave it out"
+        )
 
     values: dict[str, list[Any]] = {
         name: list(d.choices) if isinstance(d, CategoricalDistribution) else [d.low, d.high]  # type: ignore[attr-defined]

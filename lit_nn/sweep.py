@@ -37,7 +37,8 @@ import yaml
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from lit_nn.commands import CommandParser, command
+from lit_nn.choices import flat
+from lit_nn.commands import CommandParser, brief, command, print_table
 from lit_nn.flags import UsageError, flags, nearest
 from lit_nn.search_space import Space, build, check, command_line, read_space
 
@@ -45,7 +46,13 @@ if sys.platform != "win32":
     import fcntl
 
 SECONDS = 0.5  # between two looks at a training
-MAY_DIFFER = ("data_dir", "accelerator", "devices", "num_nodes", "strategy")  # from one machine to another
+MAY_DIFFER = (  # options that may be others on another machine
+    "data.init_args.data_dir",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+)
 
 
 class SweepError(Exception):
@@ -67,7 +74,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         UsageError: If it cannot be opened.
     """
     from optuna.storages import JournalStorage, RDBStorage, journal
-    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError
 
     patience = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # seconds to wait for its lock
     try:
@@ -80,14 +87,22 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         except DBAPIError:  # of two machines that create the tables at the same time, one finds that they are there
             time.sleep(2)
             return RDBStorage(url, engine_kwargs=patience)
-    except (SQLAlchemyError, ImportError, OSError, RuntimeError) as error:
-        raise UsageError(f"--storage: {str(error.__cause__ or error).splitlines()[0]}") from error
+    except Exception as error:  # every driver has its own
+        raise UsageError(f"--storage: {brief(error.__cause__ or error)}") from error
 
 
-def _open_study(name: str, url: str, space: Space, options: dict[str, Any]) -> optuna.Study:
-    """Open a study, or begin it; UsageError if it was begun with another search space or other fixed options."""
-    from lit_nn.choices import flat
+def open_study(name: str, url: str, space: Space, options: dict[str, Any]) -> optuna.Study:
+    """Open a study, or begin it.
 
+    Args:
+        name: Of the study.
+        url: Where it is; see `open_storage`.
+        space: What is searched for.
+        options: All options of one of its trainings.
+
+    Raises:
+        UsageError: If it cannot be opened, or was begun with another search space or other fixed options.
+    """
     # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
     pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=max(1, (options["trainer"]["max_epochs"] or 0) // 4))
     storage = open_storage(url)
@@ -97,15 +112,15 @@ def _open_study(name: str, url: str, space: Space, options: dict[str, Any]) -> o
         study = optuna.create_study(
             study_name=name, storage=storage, pruner=pruner, direction="maximize", load_if_exists=True
         )
-    facts = {f"search space: {option}": repr(distribution) for option, distribution in space.items()}
-    facts |= {f"option: {o}": repr(value) for o, value in flat(options) if o.rpartition(".")[2] not in MAY_DIFFER}
+    now = {f"search space: {option}": repr(distribution) for option, distribution in space.items()}
+    now |= {f"option: {option}": repr(value) for option, value in flat(options) if option not in MAY_DIFFER}
     if "facts" not in study.user_attrs:
-        study.set_user_attr("facts", facts)
+        study.set_user_attr("facts", now)
     before = study.user_attrs["facts"]
-    for fact in {**facts, **before}:
-        if before.get(fact) != facts.get(fact):
+    for fact in {**now, **before}:
+        if before.get(fact) != now.get(fact):
             raise UsageError(
-                f"the study {name} was begun with another {fact} was {before.get(fact)}, now it is {facts.get(fact)}. "
+                f"the study {name} was begun with another {fact} was {before.get(fact)}, now it is {now.get(fact)}. "
                 "Begin another one with a new --study_dir (with --storage, a new name for the search space's file)"
             )
     return study
@@ -132,8 +147,10 @@ class Sweep:
         space: What is searched for.
         fixed: The options that stay the same, as typed.
         budget: How many trials the study is to have, on all machines together.
+        workers: How many are trained at the same time here.
         seed: Of what is chosen.
         taken: Numbers of the trials that this process trains or has trained.
+        processes: The trainings that are under way.
         stopping: Set when they are to save what they have and end.
         choosing: Held by the worker that looks for its next trial.
     """
@@ -144,8 +161,10 @@ class Sweep:
     space: Space
     fixed: Sequence[str]
     budget: int
+    workers: int
     seed: int
     taken: set[int] = field(default_factory=set)
+    processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
     choosing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -166,27 +185,29 @@ class Sweep:
         begun = [trial for trial in self.trials() if not trial.state.is_finished()]
         return [trial for trial in begun if (trial.user_attrs.get("owner") == self.owner) == here]
 
-    def run(self, workers: int) -> None:
+    def run(self) -> None:
         """Train until the study has all its trials.
-
-        Args:
-            workers: How many are trained at the same time.
 
         Raises:
             UsageError: If there are trials of another study in the folder.
-            KeyboardInterrupt: If it was interrupted; the trainings have ended then, with everything saved.
+            KeyboardInterrupt: If it was interrupted. The trainings have ended then, with everything saved; those that
+                had not when it was interrupted again, at once.
         """
         begun = len(self.unfinished(here=True))
         print(f"{self.folder}: {self.done()} of {self.budget} trials are done, {begun} begun", flush=True)
-        with ThreadPoolExecutor(workers, initializer=_block_ctrl_c) as pool:
-            left = {pool.submit(self._work) for _ in range(workers)}
-            try:
-                while left:
-                    done, left = wait(left, SECONDS)
-                    for worker in done:
-                        worker.result()
-            finally:
-                self.stopping.set()
+        try:
+            with ThreadPoolExecutor(self.workers, initializer=_block_ctrl_c) as pool:
+                left = {pool.submit(self._work) for _ in range(self.workers)}
+                try:
+                    while left:
+                        done, left = wait(left, SECONDS)
+                        for worker in done:
+                            worker.result()
+                finally:
+                    self.stopping.set()
+        finally:
+            for process in self.processes.copy():  # a second Ctrl-C has come while the workers waited for these
+                process.kill()
 
     def _work(self) -> None:
         """Train one trial after the other until there is none left."""
@@ -204,12 +225,10 @@ class Sweep:
         with self.choosing:
             while not self.stopping.is_set():
                 left = [trial for trial in self.unfinished(here=True) if trial.number not in self.taken]
-                for trial in left:
-                    if log := self._lock(trial):
-                        if not self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
-                            self.taken.add(trial.number)
-                            return self._suggest(trial), log
-                        log.close()  # another process had finished it before it was locked
+                for frozen in left:
+                    if log := self._lock(frozen):
+                        self.taken.add(frozen.number)
+                        return self._choose_values(frozen), log
                 if len(self.trials()) < self.budget:
                     new = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={"owner": self.owner})
                     self.study.add_trial(new)
@@ -223,7 +242,7 @@ class Sweep:
         return None
 
     def _lock(self, trial: FrozenTrial) -> IO[bytes] | None:
-        """The file for what a trial prints, locked; None if another process, or what it has left behind, has it.
+        """The file for what a trial prints, locked; None if the trial is, or was, in the hands of another process.
 
         The lock belongs to the open file, which the training inherits, and the processes that it starts for further
         devices. Windows has no such lock: only one search may use a folder there.
@@ -231,15 +250,22 @@ class Sweep:
         path = self.folder / "logs" / f"{_name(trial)}.txt"
         path.parent.mkdir(exist_ok=True)
         log = path.open("ab")
-        if sys.platform != "win32":
-            try:
+        try:
+            if sys.platform != "win32":
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.close()
-                return None
+        except BlockingIOError:
+            log.close()
+            return None
+        if self._stored(trial).state.is_finished():  # before it was locked
+            log.close()
+            return None
         return log
 
-    def _suggest(self, frozen: FrozenTrial) -> optuna.Trial:
+    def _stored(self, trial: optuna.Trial | FrozenTrial) -> FrozenTrial:
+        """What the storage knows of a trial now."""
+        return self.study.get_trials(deepcopy=False)[trial.number]
+
+    def _choose_values(self, frozen: FrozenTrial) -> optuna.Trial:
         """Choose the values of a trial; those that it has stay."""
         if not frozen.params and (self.folder / _name(frozen)).exists():
             raise UsageError(
@@ -255,46 +281,65 @@ class Sweep:
         return trial
 
     def _train(self, trial: optuna.Trial, log: IO[bytes]) -> None:
-        """Train a trial and tell Optuna how it does and how it ended; if all are to end, it has not."""
-        begin, folder = log.tell(), self.folder / _name(trial)
-        process = self._start(trial, folder, log)
-        table, written, code, pruned = folder / "metrics.csv", 0, None, False
-        epochs: list[tuple[int, float]] = []
+        """Train a trial, and tell Optuna how it has ended; if all are to end, it has not."""
+        begin = log.tell()
+        process = self._start(trial, log)
+        self.processes.add(process)
         try:
-            while code is None:
-                if self.stopping.wait(SECONDS):
-                    return
-                code = process.poll()  # asked first: then nothing is added to what is read now
-                before, written = written, table.stat().st_mtime_ns if table.exists() else 0
-                if written != before and not pruned:  # read but once: Windows lets nobody write what somebody reads
-                    looked, epochs = len(epochs), _epochs(table)
-                    pruned = any(_is_poor(trial, *epoch) for epoch in epochs[looked:])
-                    if pruned:
-                        process.terminate()
-            if code and not pruned and self.stopping.wait(SECONDS):
-                return  # whoever ended it has ended the search too
-            if pruned:
-                done = self.study.tell(trial, state=TrialState.PRUNED)
-            elif code == 0 and epochs:
-                done = self.study.tell(trial, max(accuracy for _, accuracy in epochs))
-            else:
-                trial.set_user_attr("error", _failure(code, Path(log.name).read_bytes()[begin:]))
-                done = self.study.tell(trial, state=TrialState.FAIL)
+            state = self._watch(trial, process)
         finally:
             process.terminate()
             process.wait()
+            self.processes.discard(process)
+        if state is None:
+            return
+        value = max(self._stored(trial).intermediate_values.values()) if state == TrialState.COMPLETE else None
+        if state == TrialState.FAIL:
+            trial.set_user_attr("error", _failure(process.returncode, Path(log.name).read_bytes()[begin:]))
+        done = self.study.tell(trial, value, state)
         chosen = ", ".join(f"{name} {_text(value)}" for name, value in done.params.items())
         print(f"[{self.done()}/{self.budget}] trial {done.number}: {_outcome(done)}; {chosen}", flush=True)
 
-    def _start(self, trial: optuna.Trial, folder: Path, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    def _start(self, trial: optuna.Trial, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start the training of a trial, or go on with it."""
+        folder = self.folder / _name(trial)
         words = [*command_line(self.fixed, trial.params), "--trainer.enable_progress_bar=false"]
         if (folder / "checkpoints" / "last.ckpt").exists():
             words += ["--resume", str(folder)]
         else:
             shutil.rmtree(folder, ignore_errors=True)  # it was killed before anything was saved
             words += ["--run_dir", str(folder)]
-        line = [sys.executable, "-m", "lit_nn", *words]
-        return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        environment = dict(os.environ)
+        if self.workers > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.workers)))
+        return subprocess.Popen(
+            [sys.executable, "-m", "lit_nn", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+
+    def _watch(self, trial: optuna.Trial, process: subprocess.Popen[bytes]) -> TrialState | None:
+        """Report the epochs of a training until it has ended, or does poorly.
+
+        Returns:
+            The state of the trial; None if all are to end.
+        """
+        table, written, code = self.folder / _name(trial) / "metrics.csv", 0, None
+        epochs: list[tuple[int, float]] = []
+        while code is None:
+            if self.stopping.wait(SECONDS):
+                return None
+            code = process.poll()  # asked first: then nothing is added to what is read now
+            before, written = written, table.stat().st_mtime_ns if table.exists() else 0
+            if written != before:  # read but once: Windows lets nobody replace what somebody reads
+                looked, epochs = len(epochs), _epochs(table)
+                if any(_is_poor(trial, *epoch) for epoch in epochs[looked:]):
+                    return TrialState.PRUNED
+        if code and self.stopping.wait(SECONDS):
+            return None  # whoever ended it has ended the search too
+        return TrialState.COMPLETE if code == 0 and epochs else TrialState.FAIL
 
 
 def _block_ctrl_c() -> None:
@@ -321,6 +366,8 @@ def _is_poor(trial: optuna.Trial, epoch: int, accuracy: float) -> bool:
 
 def _failure(code: int, printed: bytes) -> str:
     """Why a training has failed, in one line."""
+    if code == 0:
+        return "no epoch was validated"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line.strip() for line in printed.decode("utf-8", "replace").splitlines() if line.strip()]
@@ -332,12 +379,27 @@ def _text(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _error(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("error", "no reason given"))
+
+
 def _outcome(trial: FrozenTrial) -> str:
     """How a trial has ended, in a few words."""
     if trial.state == TrialState.FAIL:
-        return f"failed: {trial.user_attrs.get('error', 'no reason given')}"
+        return f"failed: {_error(trial)}"
     pruned = "pruned at " if trial.state == TrialState.PRUNED else ""
     return f"{pruned}{trial.value:.2%} after {len(trial.intermediate_values)} epochs"
+
+
+def _tabulate(trials: Sequence[FrozenTrial], space: Space, path: Path) -> None:
+    """Print a table of trials, and write it into a file."""
+    columns, rows = ["trial", "val_acc", "epochs", "state", *space], []
+    for trial in trials:
+        chosen = [trial.params.get(name) for name in space]
+        rows.append([trial.number, trial.value, len(trial.intermediate_values), trial.state.name.lower(), *chosen])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    print_table(columns, [[_text(value) for value in row] for row in rows], right=columns)
 
 
 def _draw(study: optuna.Study, folder: Path) -> None:
@@ -368,24 +430,14 @@ def _conclude(sweep: Sweep) -> None:
     folder, order = sweep.folder, [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
     trials = [trial for trial in sweep.trials() if trial.state.is_finished()]
     trials.sort(key=lambda trial: (order.index(trial.state), -(trial.value or 0), trial.number))
-    rows: list[list[Any]] = [["trial", "val_acc", "epochs", "state", *sweep.space]]
-    for trial in trials:
-        chosen = [trial.params.get(name) for name in sweep.space]
-        rows.append([trial.number, trial.value, len(trial.intermediate_values), trial.state.name.lower(), *chosen])
-    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    texts = [[_text(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    print()
-    for row in texts:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    _tabulate(trials, sweep.space, folder / "trials.csv")
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     for trial in failed:
         print(f"Trial {trial.number} {_outcome(trial)}")
     for trial in sweep.unfinished(here=False):
         print(f"Trial {trial.number} is another machine's; if it was interrupted there, type the same command there")
     if not trials or trials[0].state != TrialState.COMPLETE:
-        reason = f"; the first of {len(failed)} failures: {failed[0].user_attrs.get('error')}" if failed else ""
+        reason = f"; the first of {len(failed)} failures: {_error(failed[0])}" if failed else ""
         raise SweepError(f"no trial was completed{reason}. What they printed: {folder / 'logs'}")
     best = trials[0]
     config = yaml.safe_dump(build(command_line(sweep.fixed, best.params)), sort_keys=False)
@@ -405,9 +457,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-@command
-def main(words: list[str]) -> None:
-    """Search for the best options: ``python scripts/sweep.py``."""
+def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of the search, and those of all its trainings, as typed."""
     parser = CommandParser("sweep", "Search for the options with the best validation accuracy.")
     parser.usage = f"{parser.prog} SPACE.yaml [--trials N] [--workers N] [--study_dir DIR] [--storage URL] [OPTION ...]"
     parser.epilog = "Every other OPTION is one of scripts/train.py and holds for all trials: --net mlp --max_epochs 5"
@@ -424,15 +475,19 @@ def main(words: list[str]) -> None:
     for name in (word[2:].partition("=")[0] for word in fixed if word.startswith("--")):
         if "." not in name and name not in (*names, *(flag.option for flag in flags())):
             raise UsageError(f"unknown option '{name}'.{nearest(name, names)} All options: {parser.prog} --help")
+    return options, fixed
 
+
+@command
+def main(words: list[str]) -> None:
+    """Search for the best options: ``python scripts/sweep.py``."""
+    options, fixed = _parse(words)
     space, name = read_space(options.space), options.space.stem
     folder = options.study_dir or Path("runs", "sweeps", name)
     url = options.storage or f"sqlite:///{folder.as_posix()}/study.db"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for message in (".*is experimental", "The reported value is ignored"):
         warnings.filterwarnings("ignore", message)
-    if options.workers > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.workers)))
     logging.disable(logging.INFO)  # what lightning says of every Trainer
     stops = (signal.SIGINT, signal.SIGTERM)  # a shell has what it runs in the background ignore Ctrl-C
     handlers = {signum: signal.signal(signum, signal.default_int_handler) for signum in stops}
@@ -440,15 +495,15 @@ def main(words: list[str]) -> None:
     try:
         all_options = check(space, fixed)
         folder.mkdir(parents=True, exist_ok=True)
-        study, seed = _open_study(name, url, space, all_options), int(all_options["seed_everything"])
-        sweep = Sweep(study, folder, _owner(folder), space, fixed, options.trials, seed)
-        sweep.run(options.workers)
+        study, seed = open_study(name, url, space, all_options), int(all_options["seed_everything"])
+        sweep = Sweep(study, folder, _owner(folder), space, fixed, options.trials, options.workers, seed)
+        sweep.run()
         _conclude(sweep)
     except KeyboardInterrupt:
         done = sweep.done() if sweep else 0
         raise SweepError(f"\nStopped after {done} of {options.trials} trials. {again}", 130) from None
     except optuna.exceptions.OptunaError as error:
-        raise SweepError(f"the storage failed: {error.__cause__ or error}. {again}") from error
+        raise SweepError(f"the storage failed: {brief(error.__cause__ or error)}. {again}") from error
     finally:
         logging.disable(logging.NOTSET)
         for signum, handler in handlers.items():

@@ -26,7 +26,7 @@ from snippets import run_snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_nn.commands import train
-from lit_nn.sweep import SweepError, _open_study, main, open_storage
+from lit_nn.sweep import SweepError, main, open_storage, open_study
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
 QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "8", "--max_epochs", "3"]
@@ -174,6 +174,7 @@ def test_wrong_spaces_are_refused(
         (["space.yaml", "--max_epoch", "3"], ["max_epoch", "max_epochs"]),
         (["space.yaml", "--model.lr", "3"], ["--lr is given", "leave it out"]),
         (["space.yaml", "--resume", "last"], ["ckpt_path", "run folder of its own"]),
+        (["space.yaml", "--tune", "batch_size"], ["tune", "after a kill"]),
         (["space.yaml", "--net", "mlpp"], ["mlpp", "mlp"]),
         (["space.yaml", "--storage", "sqlite:///no/such/folder/x.db", "--net", "mlp"], ["--storage", "unable to open"]),
         (["space.yaml", "--storage", "nothing://x", "--net", "mlp"], ["--storage", "nothing"]),
@@ -249,7 +250,7 @@ def test_another_search_is_kept_apart(
     monkeypatch.chdir(space.parent)
     words = ["space.yaml", *QUICK]
     with monkeypatch.context() as nothing_is_trained:
-        nothing_is_trained.setattr("lit_nn.sweep.Sweep.run", lambda self, workers: None)
+        nothing_is_trained.setattr("lit_nn.sweep.Sweep.run", lambda self: None)
         assert main(words) == 1
         assert "no trial was completed" in capsys.readouterr().err
         assert main([*words[:-1], "4"]) == 2
@@ -276,7 +277,7 @@ def test_a_kill_while_the_database_was_made(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
         database.execute("DROP INDEX ix_studies_study_name")  # which is made after the table
     for _ in range(3):
-        _open_study("name", url, {}, {"trainer": {"max_epochs": 1}})
+        open_study("name", url, {}, {"trainer": {"max_epochs": 1}})
     assert len(optuna.get_all_study_names(open_storage(url))) == 1
 
 
@@ -366,6 +367,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(group: bool, space: Path, tmp_path: 
     assert process.returncode == 0, output
     assert "0 of 1 trials are done, 1 begun" in output
     assert f"after 0 epochs, {steps} steps" in (folder / "logs" / "trial-0000.txt").read_text()
+
+
+@pytest.mark.slow
+@POSIX
+@pytest.mark.timeout(600)
+def test_a_second_ctrl_c_does_not_wait(space: Path, tmp_path: Path, start: Start) -> None:
+    process = start(space, *QUICK, "--trials", "1")
+    wait_until(lambda: children(process.pid), process)
+    (training,) = children(process.pid)
+    os.kill(training, signal.SIGSTOP)  # it saves nothing
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(5)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "type the same command again" in output
+    assert "Traceback" not in output
+    assert not ps(training, "pid")
 
 
 @pytest.mark.slow
