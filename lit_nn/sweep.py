@@ -445,7 +445,7 @@ def _conclude(sweep: Sweep) -> None:
     (folder / "best.yaml").write_text(f"{comment}, number {best.number}\n{config}", encoding="utf-8")
     _draw(sweep.study, folder)
     print(
-        f"\nBest validation accuracy {best.value:.2%}: trial {best.number}. The test set was not used.\n"
+        f"Best validation accuracy {best.value:.2%}: trial {best.number}. The test set was not used.\n"
         f"Study folder: {folder} (best.yaml, trials.csv, history.png, importance.png, parallel.png)\n"
         f"Next:\n  python scripts/train.py --config {folder / 'best.yaml'}"
     )

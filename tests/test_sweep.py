@@ -517,14 +517,24 @@ def test_the_page_shows_the_example() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_page_does_what_it_says(tmp_path: Path, command: Command) -> None:
-    """Its commands, with fewer and shorter trials and a database of this machine, and then its Python."""
+    """Its commands, with fewer and shorter trials and a database of this machine, and then its Python.
+
+    The first one ends like the shown output, numbers aside.
+    """
     shorter = {"--trials 12": "--trials 2", "--max_epochs 5": "--max_epochs 1", "configs/": f"{ROOT}/configs/"}
     shorter["postgresql+psycopg://user:password@host/sweeps"] = "sqlite:///shared.db --study_dir elsewhere"
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    for line in "".join(blocks).splitlines():
+    page = PAGE.read_text(encoding="utf-8")
+    outputs = []
+    for line in "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines():
         for long, short in shorter.items():
             line = line.replace(long, short)
         if words := shlex.split(line, comments=True):
             done = command(*words[1:], "--accelerator", "cpu", timeout=600)
             assert done.returncode == 0, done.stderr
+            outputs.append(done.stdout)
+    shown, printed = (
+        [re.sub(r"\d+", "0", line) for line in text.splitlines()[-4:]]
+        for text in (page.partition("```text\n")[2].partition("```")[0], outputs[0])
+    )
+    assert shown == printed
     run_snippets(PAGE, tmp_path)
