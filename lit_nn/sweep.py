@@ -152,7 +152,7 @@ class Sweep:
         taken: Numbers of the trials that this process trains or has trained.
         processes: The trainings that are under way.
         stopping: Set when they are to save what they have and end.
-        choosing: Held by the worker that looks for its next trial.
+        choosing: Held by the worker that takes a trial or chooses its values.
     """
 
     study: optuna.Study
@@ -212,33 +212,34 @@ class Sweep:
     def _work(self) -> None:
         """Train one trial after the other until there is none left."""
         while taken := self._take():
-            with taken[1]:
-                self._train(*taken)
+            frozen, log = taken
+            with log:
+                self._train(self._choose_values(frozen), log)
 
-    def _take(self) -> tuple[optuna.Trial, IO[bytes]] | None:
-        """Choose what to train next, if there is anything: first what was interrupted, then what is missing.
+    def _take(self) -> tuple[FrozenTrial, IO[bytes]] | None:
+        """Take the next trial, if there is any: first what was interrupted, then what is missing.
 
         Returns:
             The trial and the file for what its training prints, which is locked.
         """
         told = False
-        with self.choosing:
-            while not self.stopping.is_set():
+        while not self.stopping.is_set():
+            with self.choosing:
                 left = [trial for trial in self.unfinished(here=True) if trial.number not in self.taken]
-                for frozen in left:
-                    if log := self._lock(frozen):
-                        self.taken.add(frozen.number)
-                        return self._choose_values(frozen), log
+                for trial in left:
+                    if log := self._lock(trial):
+                        self.taken.add(trial.number)
+                        return trial, log
                 if len(self.trials()) < self.budget:
                     new = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={"owner": self.owner})
                     self.study.add_trial(new)
-                elif not left:
-                    break
-                else:  # they may yet be left to this process
-                    if not told:
-                        print(f"Waiting for another process, which has trial {left[0].number} in its hands", flush=True)
-                    told = True
-                    self.stopping.wait(SECONDS)
+                    continue
+            if not left:
+                break
+            if not told:  # they may yet be left to this process
+                print(f"Waiting for another process, which has trial {left[0].number} in its hands", flush=True)
+            told = True
+            self.stopping.wait(SECONDS)
         return None
 
     def _lock(self, trial: FrozenTrial) -> IO[bytes] | None:
@@ -274,10 +275,11 @@ class Sweep:
             )
         # Every trial has its own seed: the generator of a search that was killed is lost, and would start again.
         seed = zlib.crc32(f"{self.seed} {frozen.number}".encode())
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
-        trial = optuna.Trial(self.study, frozen._trial_id)
-        for name, distribution in self.space.items():
-            trial._suggest(name, distribution)  # as Study.ask does for a new trial
+        with self.choosing:
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+            trial = optuna.Trial(self.study, frozen._trial_id)
+            for name, distribution in self.space.items():
+                trial._suggest(name, distribution)  # as Study.ask does for a new trial
         return trial
 
     def _train(self, trial: optuna.Trial, log: IO[bytes]) -> None:
