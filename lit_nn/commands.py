@@ -53,7 +53,7 @@ def check_picture(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path}: the file's name must end in {', '.join(PICTURES)}")
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """The first line of what an error says; its kind if it says nothing."""
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__
 

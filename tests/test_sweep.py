@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from snippets import run_snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_nn.commands import train
-from lit_nn.sweep import main, open_storage
+from lit_nn.sweep import SweepError, main, open_storage, open_study
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
 QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "8", "--max_epochs", "3"]
@@ -173,6 +174,7 @@ def test_wrong_spaces_are_refused(
         (["space.yaml", "--max_epoch", "3"], ["max_epoch", "max_epochs"]),
         (["space.yaml", "--model.lr", "3"], ["--lr is given", "leave it out"]),
         (["space.yaml", "--resume", "last"], ["ckpt_path", "run folder of its own"]),
+        (["space.yaml", "--tune", "batch_size"], ["tune", "after a kill"]),
         (["space.yaml", "--net", "mlpp"], ["mlpp", "mlp"]),
         (["space.yaml", "--storage", "sqlite:///no/such/folder/x.db", "--net", "mlp"], ["--storage", "unable to open"]),
         (["space.yaml", "--storage", "nothing://x", "--net", "mlp"], ["--storage", "nothing"]),
@@ -192,7 +194,7 @@ def test_wrong_words_are_refused(
 
 
 def test_the_example_is_a_search_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lit_nn.sweep import check, read_space
+    from lit_nn.search_space import check, read_space
 
     monkeypatch.chdir(tmp_path)
     for path in (ROOT / "configs" / "sweeps").glob("*.yaml"):
@@ -246,23 +248,37 @@ def test_another_search_is_kept_apart(
     space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(space.parent)
-    monkeypatch.setattr("lit_nn.sweep.Sweep.run", lambda self: None)  # nothing is trained here
     words = ["space.yaml", *QUICK]
-    assert main(words) == 1
-    assert "no trial was completed" in capsys.readouterr().err
-    assert main([*words[:-1], "4"]) == 2
-    assert "trainer.max_epochs was 3, now it is 4" in capsys.readouterr().err
-    assert main([*words, "--trainer.devices", "1", "--data_dir", "elsewhere"]) == 1  # another machine
-    space.write_text(SPACE.replace("1e-4", "1e-5"))
-    assert main(words) == 2
-    assert "another search space: lr was" in capsys.readouterr().err
-    space.write_text(SPACE)
-    Path("runs/sweeps/space/trial-0000").mkdir()
-    assert main(words) == 2
-    assert "holds trial-0000, which is not of the study" in capsys.readouterr().err
+    with monkeypatch.context() as nothing_is_trained:
+        nothing_is_trained.setattr("lit_nn.sweep.Sweep.run", lambda self: None)
+        assert main(words) == 1
+        assert "no trial was completed" in capsys.readouterr().err
+        assert main([*words[:-1], "4"]) == 2
+        assert "trainer.max_epochs was 3, now it is 4" in capsys.readouterr().err
+        assert main([*words, "--trainer.devices", "1", "--data_dir", "elsewhere"]) == 1  # another machine
+        space.write_text(SPACE.replace("1e-4", "1e-5"))
+        assert main(words) == 2
+        assert "another search space: lr was" in capsys.readouterr().err
+        space.write_text(SPACE)
+    strange = Path("runs/sweeps/space/trial-0000")
+    strange.mkdir()
+    for _ in range(2):  # also when it is asked again
+        assert main(words) == 2
+        assert "holds trial-0000, which is not of the study" in capsys.readouterr().err
+    assert not list(strange.iterdir())
 
 
 # --- killed, interrupted, failing ------------------------------------------------------------------------------------
+
+
+def test_a_kill_while_the_database_was_made(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    open_storage(url)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute("DROP INDEX ix_studies_study_name")  # which is made after the table
+    for _ in range(3):
+        open_study("name", url, {}, {"trainer": {"max_epochs": 1}})
+    assert len(optuna.get_all_study_names(open_storage(url))) == 1
 
 
 @pytest.mark.slow
@@ -355,6 +371,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(group: bool, space: Path, tmp_path: 
 
 @pytest.mark.slow
 @POSIX
+@pytest.mark.timeout(600)
+def test_a_second_ctrl_c_does_not_wait(space: Path, tmp_path: Path, start: Start) -> None:
+    process = start(space, *QUICK, "--trials", "1")
+    wait_until(lambda: children(process.pid), process)
+    (training,) = children(process.pid)
+    os.kill(training, signal.SIGSTOP)  # it saves nothing
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(5)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "type the same command again" in output
+    assert "Traceback" not in output
+    assert not ps(training, "pid")
+
+
+@pytest.mark.slow
+@POSIX
 @pytest.mark.timeout(1200)
 def test_a_training_that_outlives_the_search_is_waited_for(space: Path, tmp_path: Path, start: Start) -> None:
     folder = tmp_path / "runs" / "sweeps" / "space"
@@ -424,6 +459,19 @@ def test_when_everything_fails_it_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_a_trial_printed_before_is_not_why_it_failed(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(space.parent)
+    monkeypatch.setenv("LIT_NN_DEBUG", "1")  # the training ends in a traceback, not in "error: "
+    space.write_text("lr: [1e30]\n")
+    log = Path("runs/sweeps/space/logs/trial-0000.txt")
+    log.parent.mkdir(parents=True)
+    log.write_text("error: of the time before\n")
+    with pytest.raises(SweepError, match=r"1 failures: lit_nn\.resume\.TrainingError: The loss is "):
+        main(["space.yaml", *QUICK, "--optimizer", "sgd", "--trials", "1"])
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("url", ["sqlite:///shared.db", "shared.journal"])
 def test_machines_share_a_study(url: str, space: Path, tmp_path: Path, start: Start) -> None:
@@ -469,14 +517,24 @@ def test_the_page_shows_the_example() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_page_does_what_it_says(tmp_path: Path, command: Command) -> None:
-    """Its commands, with fewer and shorter trials and a database of this machine, and then its Python."""
+    """Its commands, with fewer and shorter trials and a database of this machine, and then its Python.
+
+    The first one ends like the shown output, numbers aside.
+    """
     shorter = {"--trials 12": "--trials 2", "--max_epochs 5": "--max_epochs 1", "configs/": f"{ROOT}/configs/"}
     shorter["postgresql+psycopg://user:password@host/sweeps"] = "sqlite:///shared.db --study_dir elsewhere"
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    for line in "".join(blocks).splitlines():
+    page = PAGE.read_text(encoding="utf-8")
+    outputs = []
+    for line in "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines():
         for long, short in shorter.items():
             line = line.replace(long, short)
         if words := shlex.split(line, comments=True):
             done = command(*words[1:], "--accelerator", "cpu", timeout=600)
             assert done.returncode == 0, done.stderr
+            outputs.append(done.stdout)
+    shown, printed = (
+        [re.sub(r"\d+", "0", line) for line in text.splitlines()[-4:]]
+        for text in (page.partition("```text\n")[2].partition("```")[0], outputs[0])
+    )
+    assert shown == printed
     run_snippets(PAGE, tmp_path)
