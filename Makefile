@@ -41,7 +41,7 @@ bench: .venv/installed-dev
 	@mkdir -p build
 	@printf '# Results\n\nWritten by `make bench`.\n\n' > build/RESULTS.md
 	for name in train_speed data_path scaling; do \
-	    $(BIN)/python benchmarks/$$name.py >> build/RESULTS.md && echo >> build/RESULTS.md || exit 1; done
+	    $(BIN)/python benchmarks/$$name.py >> build/RESULTS.md || exit 1; done
 	mv build/RESULTS.md benchmarks/RESULTS.md
 
 .venv/installed: $(INPUTS)

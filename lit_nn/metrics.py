@@ -34,8 +34,10 @@ class MeanLoss(Metric):
             losses: Mean loss of each batch, (batches,).
             sizes: Images in each, int64 (batches,).
         """
+        total = self.total  # to set an attribute of a Metric takes longer than to add
         for term in losses.float() * sizes:
-            self.total = self.total + term
+            total = total + term
+        self.total = total
         self.count = self.count + sizes.sum()
 
     def compute(self) -> Tensor:
