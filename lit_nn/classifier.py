@@ -201,9 +201,7 @@ class LitClassifier(L.LightningModule):
 
     def _step(self, batch: Batch, metrics: StageMetrics) -> Tensor:
         images, labels = batch  # uint8 (B, C, H, W), int64 (B,) or float (B, num_classes)
-        if not len(
-            labels
-        ):  # as the last batch of a process may be, in a distributed evaluation; not all layers take it
+        if not len(labels):  # in a distributed evaluation, the last batch of a process; not all layers take it
             return self(images.new_zeros(1, *images.shape[1:])).sum()  # but FSDP needs every process to go forward
         logits = self(images)  # (B, num_classes)
         if self.training:

@@ -196,7 +196,8 @@ def build_schedule(name: str, optimizer: Optimizer, progress: Callable[[int], fl
         return {"scheduler": ReduceLROnPlateau(optimizer, **options), "monitor": "val_loss", "interval": "epoch"}
 
     try:
-        SCHEDULES[name](0.0, **options), SCHEDULES[name](1.0, **options)
+        for place in (0.0, 1.0):
+            SCHEDULES[name](place, **options)
     except (ArithmeticError, TypeError) as error:  # now, not at the end of the training
         raise ValueError(f"schedule {name} cannot be built with {options}: {error}") from error
 
