@@ -161,12 +161,9 @@ def test_lazy_network_has_ordinary_layers_once_built() -> None:
     ("name", "side", "net_args", "message"),
     [
         ("lazy_cnn", 2, {}, r"^net lazy_cnn with .* cannot work on pictures \(1, 2, 2\): .*small"),
-        (
-            "conv3d_cnn",
-            28,
-            {"scales": "abc"},
-            r"^net conv3d_cnn with {'scales': 'abc'} cannot work on .*'str'",
-        ),
+        ("conv3d_cnn", 28, {"scales": "abc"}, r"^net conv3d_cnn cannot be built with {'scales': 'abc'}: .*'str'"),
+        ("conv3d_cnn", 28, {"scales": 3}, r"^conv3d_cnn: scales is 3; it must be 4 to 64"),
+        ("conv3d_cnn", 28, {"scales": 10**9}, r"^conv3d_cnn: scales is 1000000000; it must be 4 to 64"),
     ],
 )
 def test_what_does_not_fit_together_is_said(name: str, side: int, net_args: dict[str, Any], message: str) -> None:

@@ -15,14 +15,19 @@ class Conv3dCNN(nn.Module):
     Args:
         in_channels: channels of the picture.
         num_classes: number of logits.
-        scales: copies in the stack, the picture itself among them; at least 4.
+        scales: copies in the stack, the picture itself among them; 4 to 64.
         width: channels of the first convolution, doubled by each of the other two.
+
+    Raises:
+        ValueError: too few or too many scales.
     """
 
     image_size = None
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, scales: int = 4, width: int = 8) -> None:
         super().__init__()
+        if not 4 <= scales <= 64:  # two poolings need the one; what is blurred more often than the other is but gray
+            raise ValueError(f"conv3d_cnn: scales is {scales}; it must be 4 to 64")
         self.scales = scales
         self.features = nn.Sequential(  # (B, in_channels, D, H, W), where D = scales
             *_conv_bn_relu(in_channels, width),
