@@ -24,12 +24,12 @@ def train(config: Path, seed: int, run_dir: Path, options: list[str]) -> tuple[d
     """Train a recipe with one seed.
 
     Returns:
-        What is in its result.json, and the validation accuracy after each epoch.
+        What is in its result.json, and the validation accuracy after each epoch, nan where it had none.
     """
     line = [sys.executable, ROOT / "scripts" / "train.py", "--config", config, "--seed", str(seed)]
     subprocess.run([*line, "--run_dir", run_dir, *options], check=True, stdout=sys.stderr)
     with (run_dir / "metrics.csv").open(newline="") as file:
-        val_accs = [float(row["val_acc"]) for row in csv.DictReader(file)]
+        val_accs = [float(row["val_acc"] or "nan") for row in csv.DictReader(file)]
     return json.loads((run_dir / "result.json").read_text()), val_accs
 
 

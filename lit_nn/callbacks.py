@@ -58,7 +58,8 @@ class ProgressBar(TQDMProgressBar):
 class MetricsCSV(Callback):
     """Writes metrics.csv: one row per epoch with the exact loss and accuracy of training and validation.
 
-    A run that is continued keeps the rows of the epochs that were complete.
+    An epoch without validation has none in its row. A run that is continued keeps the rows of the epochs that were
+    complete.
 
     Args:
         path: Where the table goes.
@@ -68,6 +69,20 @@ class MetricsCSV(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.validated: int | None = None  # the latest epoch that had a validation
+
+    def state_dict(self) -> dict[str, Any]:
+        """The latest epoch that had a validation."""
+        return {"validated": self.validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.validated = state_dict["validated"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the epoch."""
+        if not trainer.sanity_checking:
+            self.validated = trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row of the epoch before: only now its training metrics are known and its schedule has moved."""
@@ -86,7 +101,8 @@ class MetricsCSV(Callback):
             with self.path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
         metrics = trainer.callback_metrics
-        values = {name: metrics[name].item() for name in self.COLUMNS if name in metrics}
+        known = [name for name in self.COLUMNS if epoch == self.validated or not name.startswith("val_")]
+        values = {name: metrics[name].item() for name in known if name in metrics}
         values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row = {name: f"{value:.7g}" for name, value in values.items()}  # a float32 has no more digits
         row |= {"epoch": str(epoch), "step": str(trainer.global_step)}

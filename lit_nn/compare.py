@@ -37,12 +37,12 @@ class Run:
     Attributes:
         result: What result.json says of it: "net", "data", and `NUMBERS`.
         config: Its config.yaml, without the seed, by dotted names.
-        curves: Its metrics.csv: a list of numbers for each column, one number for each epoch.
+        curves: Its metrics.csv: for each column the epochs that have a number, counted from 1, and the numbers.
     """
 
     result: dict[str, Any]
     config: dict[str, Any]
-    curves: dict[str, list[float]]
+    curves: dict[str, tuple[list[int], list[float]]]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,10 @@ def _read(folder: Path) -> Run | str:
         config = dict(flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        curves = {name: [float(row[name]) for row in rows] for name in ("epoch", *(curve for curve, _ in CURVES))}
+        curves = {}
+        for name, _ in CURVES:
+            known = [row for row in rows if row[name] != ""]
+            curves[name] = [int(row["epoch"]) + 1 for row in known], [float(row[name]) for row in known]
         result = {name: result[name] for name in ("net", "data", *(number for number, _ in NUMBERS.values()))}
     except FileNotFoundError as error:
         return f"not a finished run, {Path(error.filename).name} is missing"
@@ -143,11 +146,12 @@ def _curves_figure(found: Sequence[Experiment]) -> Figure:
     for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         for number, experiment in enumerate(found[:MOST_CURVES]):
             for position, run in enumerate(experiment.runs):
+                epochs, values = run.curves[name]
                 axes.plot(
-                    [epoch + 1 for epoch in run.curves["epoch"]],
-                    run.curves[name],
+                    epochs,
+                    values,
                     color=f"C{number}",
-                    marker="." if len(run.curves["epoch"]) < 30 else "",
+                    marker="." if len(epochs) < 30 else "",
                     linewidth=1.2,
                     alpha=0.8,
                     label=f"{experiment.name} ({len(experiment.runs)})" if position == 0 else None,

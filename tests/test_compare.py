@@ -117,6 +117,16 @@ def test_a_name_that_is_no_pictures_is_refused_at_once(
     assert printed.err == f"error: --output {output}: the file's name must end in .png, .jpg, .svg, .pdf\n"
 
 
+def test_epochs_without_validation_are_left_out(runs: Path) -> None:
+    folder = runs / "sample-mlp/b"
+    lines = ["epoch,step,lr,train_loss,train_acc,val_loss,val_acc", "0,1,.1,2,.1,,", "1,2,.1,1.5,.2,1.2,.3"]
+    (folder / "metrics.csv").write_text("\n".join([*lines, "2,3,.1,1,.4,,"]) + "\n")
+    found, problems = find_runs([folder])
+    assert not problems
+    assert found[0].curves["val_acc"] == ([2], [0.3])
+    assert found[0].curves["train_loss"] == ([1, 2, 3], [2, 1.5, 1])
+
+
 def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none")]) == 1
     assert "error: nothing to compare" in capsys.readouterr().err

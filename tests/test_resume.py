@@ -92,6 +92,7 @@ def test_every_cell_is_exact(cell: tuple[str, str, str, str, str], tmp_path: Pat
         ["--net", "lenet", "--trainer.accumulate_grad_batches", "2", "--ema", "0.5", "--data.sampling", "balanced"],
         ["--net", "mlp", "--trainer.val_check_interval", "2", "--max_epochs", "3"],
         ["--net", "mlp", "--trainer.check_val_every_n_epoch", "2", "--max_epochs", "3", "--class_weights", "balanced"],
+        ["--net", "mlp", "--trainer.val_check_interval", "4", "--trainer.limit_train_batches", "7"],  # then it stops
     ],
     ids=lambda words: words[1] + "".join(words[2:])[:20],
 )

@@ -69,6 +69,15 @@ def test_metrics_csv_has_one_row_per_epoch(run: Path) -> None:
     assert max(float(row["val_acc"]) for row in rows) == result_of(run)["val_acc"]
 
 
+def test_metrics_csv_leaves_out_the_validation_that_an_epoch_did_not_have(tmp_path: Path) -> None:
+    few = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "2", "--max_epochs", "3"]
+    assert train([*few, "--trainer.check_val_every_n_epoch", "2", "--run_dir", str(tmp_path)]) == 0
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["train_loss"]) for row in rows] == [True] * 3
+    assert [bool(row["val_acc"]) for row in rows] == [bool(row["val_loss"]) for row in rows] == [False, True, False]
+
+
 def test_tensorboard_has_scalars_pictures_graph_and_hyperparameters(run: Path) -> None:
     found: dict[str, set[str]] = {"scalars": set(), "images": set()}
     graph = hparams = False
