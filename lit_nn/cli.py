@@ -236,6 +236,8 @@ class LitCLI(LightningCLI):
             raise ValueError("--sync_batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU; leave it out")
         if not isinstance(strategy, FSDPStrategy):
             return
+        if strategy._state_dict_type != "full":
+            raise ValueError("a checkpoint is one file here: leave out state_dict_type, or make it full")
         if self.settings.get("ema") is not None:
             raise ValueError("--ema cannot average weights that --strategy fsdp has spread over the processes")
         if options.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
