@@ -1,10 +1,13 @@
 """Checkpoints: written so that a complete file is always there, read as data: nothing that they name is run."""
 
+import contextlib
 import os
 import pickle
+import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -44,23 +47,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: If it cannot be written; a file that was at ``path`` is then unchanged.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}{UNFINISHED}")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except (OSError, RuntimeError) as error:  # torch.save puts an error of its own around that of the disk
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            before = "the file before it is unchanged" if target.exists() else "there is none from before"
-            raise OSError(f"{target} could not be saved ({cause.strerror}); {before}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _complete_or_not_at_all(Path(path)) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any = "cpu", weights_only: bool | None = None
@@ -73,6 +61,37 @@ class SafeCheckpointIO(TorchCheckpointIO):
             weights_only: Not used: always true.
         """
         return read_checkpoint(path)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Write the checkpoint ``source`` to ``target`` as well, in a fraction of the time that saving it again takes.
+
+    Raises:
+        OSError: If it cannot be written; a file that was at ``target`` is then unchanged.
+    """
+    with _complete_or_not_at_all(target) as file, source.open("rb") as saved:
+        shutil.copyfileobj(saved, file, 1 << 20)
+
+
+@contextlib.contextmanager
+def _complete_or_not_at_all(target: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which becomes ``target`` when all of it is on the disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}{UNFINISHED}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except (OSError, RuntimeError) as error:  # torch.save puts an error of its own around that of the disk
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        before = "the file before it is unchanged" if target.exists() else "there is none from before"
+        raise OSError(f"{target} could not be saved ({cause.strerror}); {before}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

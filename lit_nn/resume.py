@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lit_nn import distributed
-from lit_nn.checkpoint import UNFINISHED
+from lit_nn.checkpoint import UNFINISHED, copy_checkpoint
 from lit_nn.classifier import LitClassifier
 
 SIGNALS = tuple(
@@ -165,8 +165,12 @@ class Checkpoints(Checkpoint):
         score = trainer.callback_metrics.get("val_acc")
         if between_epochs and score is not None and (self.best_score is None or score.item() > self.best_score):
             self.best_score, self.best_epoch = score.item(), trainer.current_epoch - 1
-            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
-        trainer.save_checkpoint(self.last, weights_only=False)
+            best = self.folder / "best.ckpt"
+            trainer.save_checkpoint(best, weights_only=False)
+            if trainer.is_global_zero:
+                copy_checkpoint(best, self.last)  # to save it once more would take much longer
+        else:
+            trainer.save_checkpoint(self.last, weights_only=False)
         self._saved_at = time.monotonic()
         if signum := _largest(trainer, self._signum):  # a signal may have reached only one process
             raise Stopped(signum, self.last)

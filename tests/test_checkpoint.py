@@ -21,7 +21,7 @@ from snippets import broken_links, run_snippets
 from torch import nn
 
 from lit_nn import LitClassifier, load_classifier
-from lit_nn.checkpoint import CHECKPOINT_FORMAT, CheckpointError, SafeCheckpointIO, check_network
+from lit_nn.checkpoint import CHECKPOINT_FORMAT, CheckpointError, SafeCheckpointIO, check_network, copy_checkpoint
 from lit_nn.commands import train
 from lit_nn.nets import NETS
 
@@ -151,6 +151,24 @@ def test_saving_replaces_a_file_only_when_the_new_one_is_complete(good: Path, mo
         SafeCheckpointIO().save_checkpoint({}, good)
     assert good.read_bytes() == before
     assert list(good.parent.iterdir()) == [good]
+
+
+def test_copying_replaces_a_file_only_when_the_copy_is_complete(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = good.read_bytes()
+    (newer := good.with_name("newer.ckpt")).write_bytes(before + b"newer")
+
+    def copy(source: io.BufferedReader, file: io.BufferedWriter, *_: int) -> None:
+        file.write(source.read(10))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", copy)
+        with pytest.raises(OSError, match=r"good\.ckpt could not be saved \(No space left on device\); .* unchanged"):
+            copy_checkpoint(newer, good)
+    assert good.read_bytes() == before
+    copy_checkpoint(newer, good)
+    assert good.read_bytes() == newer.read_bytes()
+    assert {*good.parent.iterdir()} == {good, newer}
 
 
 # --- damaged and hostile ones -----------------------------------------------------------------------------------------
