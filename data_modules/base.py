@@ -209,7 +209,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Augment training batches, on the device; the Trainer calls this for every batch."""
-        if self.trainer is None or not self.trainer.training or not self.augment.names:
+        if not self.augment.names or self.trainer is None or not self.trainer.training:
             return batch
         assert self._train_loader is not None
         epoch = self._train_loader.epoch

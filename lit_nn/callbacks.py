@@ -36,7 +36,7 @@ class ProgressBar(TQDMProgressBar):
     ) -> None:
         """Draw, if the time has come or the epoch is over."""
         now = time.monotonic()
-        if now >= self._next_update or batch_idx + 1 == self.total_train_batches:
+        if now >= self._next_update or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._next_update = now + self.SECONDS
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

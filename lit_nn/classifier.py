@@ -152,12 +152,14 @@ class LitClassifier(L.LightningModule):
         Returns:
             Logits, float (B, num_classes); softmax over dimension 1 gives probabilities.
         """
-        x = images.to(self.mean.dtype) / 255  # (B, C, H, W) in [0, 1]
+        mean, std = self.mean, self.std  # (C, 1, 1)
+        # In place, in a copy: a new tensor for each step would cost more than the arithmetic.
+        x = images.to(mean.dtype, copy=True).div_(255)  # (B, C, H, W) in [0, 1]
         if self.net_size is not None and x.shape[-2:] != self.net_size:
             x = fit_to(x, self.net_size)  # (B, C, *net_size)
-        x.sub_(self.mean).div_(self.std)  # in place: a new tensor for each step would cost more than the arithmetic
+        x.sub_(mean).div_(std)
         logits = self.net(x)  # (B, num_classes)
-        if self.hparams["flip_in_eval"] and not self.training:
+        if not self.training and self.hparams["flip_in_eval"]:
             logits = (logits + self.net(x.flip(3))) / 2
         return logits
 

@@ -5,6 +5,7 @@ pass, which takes longer than a small network's forward and backward pass. The a
 """
 
 import os
+from contextlib import nullcontext
 from typing import cast
 
 import lightning as L
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
@@ -63,7 +65,10 @@ class LeanEpochLoop(_TrainingEpochLoop):
             and not getattr(trainer.precision_plugin, "scaler", None)
             and isinstance(trainer.profiler, PassThroughProfiler)
             and not any(_defines(owner, hook, base) for owner, base in owners for hook in NOT_CALLED)
+            and trainer.strategy.model is trainer.lightning_module
         )
+        precision = trainer.precision_plugin
+        self._context = nullcontext if type(precision) is Precision else precision.train_step_context
         self._listeners = [callback for callback in callbacks if _defines(callback, "on_train_batch_end", Callback)]
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
@@ -82,11 +87,14 @@ class LeanEpochLoop(_TrainingEpochLoop):
         batch = data.on_after_batch_transfer(batch, 0)
         progress.increment_ready()
         connector.on_batch_start(batch)
+        connector._current_fx = None  # self.log sets it
         progress.increment_started()
 
         optimizer_progress.step.increment_ready()
-        module._current_fx_name = "training_step"  # self.log asks for it
-        loss = trainer.strategy.training_step(batch, batch_idx)
+        attributes = vars(module)  # a Module that is given an attribute first looks whether it is a layer or a weight
+        attributes["_current_fx_name"] = "training_step"  # self.log asks for it
+        with self._context():
+            loss = module.training_step(batch, batch_idx)
         if not isinstance(loss, Tensor):
             raise TypeError(f"training_step gave a {type(loss).__name__}; LeanEpochLoop takes the loss, a tensor")
         optimizer_progress.zero_grad.increment_ready()
@@ -100,13 +108,16 @@ class LeanEpochLoop(_TrainingEpochLoop):
         self._step_schedules()
 
         outputs = {"loss": loss.detach()}
-        module._current_fx_name = "on_train_batch_end"
+        attributes["_current_fx_name"] = "on_train_batch_end"
         for callback in self._listeners:
             callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
         module.on_train_batch_end(outputs, batch, batch_idx)
-        module._current_fx_name = None
-        if not all(metric.has_reset for metric in self._results.values()):  # something was logged in this epoch
+        attributes["_current_fx_name"] = None
+        if connector._current_fx is not None:  # something was logged in this step
             connector.on_batch_end()
+        else:
+            self._results.batch = None  # or it would lie on the device beside the next one
+        if connector.should_update_logs:
             connector.update_train_step_metrics()
         progress.increment_completed()
 

@@ -57,6 +57,27 @@ class ManualSGD(Optimizer):
         return loss
 
 
+class ProgressLR(LambdaLR):
+    """``LambdaLR`` with one factor for all groups, which is asked for once; torch's own takes longer than some layers.
+
+    Args:
+        optimizer: built with the peak learning rate.
+        factor: maps the number of steps taken to a factor of it.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        super().__init__(optimizer, factor)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set the learning rate of the next step."""
+        self.last_epoch += 1
+        self._step_count += 1
+        factor = self.lr_lambdas[0](self.last_epoch)
+        self._last_lr = [base_lr * factor for base_lr in self.base_lrs]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": SGD,
     "momentum": partial(SGD, momentum=0.9),
@@ -204,7 +225,7 @@ def build_schedule(name: str, optimizer: Optimizer, progress: Callable[[int], fl
     def factor(steps: int) -> float:
         return SCHEDULES[name](min(max(progress(steps), 0.0), 1.0), **options)
 
-    return {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+    return {"scheduler": ProgressLR(optimizer, factor), "interval": "step"}
 
 
 def _half_cosine(start: float, end: float, part: float) -> float:

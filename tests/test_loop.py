@@ -9,10 +9,11 @@ import pytest
 import torch
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_nn.classifier import LitClassifier
 from lit_nn.cli import LitCLI
-from lit_nn.loop import NOT_CALLED
+from lit_nn.loop import NOT_CALLED, LeanEpochLoop
 
 WORDS = ["fit", "--net", "mlp", "--model.net_args.hidden", "16", "--accelerator", "cpu", "--max_epochs", "2"]
 
@@ -128,6 +129,30 @@ def test_what_is_logged_at_every_step_is_there(tmp_path: Path, monkeypatch: pyte
     cli = train(tmp_path, "--max_epochs", "1", "--trainer.limit_train_batches", "5")
     assert cli.trainer.callback_metrics["mine_step"].item() == pytest.approx(losses[-1])
     assert cli.trainer.callback_metrics["mine_epoch"].item() == pytest.approx(sum(losses) / 5)
+
+
+@pytest.mark.parametrize("interval", [2, 3, 4])
+def test_loggers_get_what_lightning_gives_them(interval: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = LitClassifier.training_step
+
+    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = step(self, batch, batch_idx)
+        if batch_idx % interval == 1:  # mostly at other steps than those at which loggers get anything
+            self.log("mine", loss)
+        return loss
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    words = ["--trainer.limit_train_batches", "11", "--trainer.log_every_n_steps", "4"]
+    found = []
+    for loop in (lightning_loop, LeanEpochLoop):
+        with monkeypatch.context() as patch:
+            patch.setattr("lit_nn.cli.LeanEpochLoop", loop)
+            train(tmp_path / loop.__name__, *words)
+        events = EventAccumulator(str(tmp_path / loop.__name__)).Reload()
+        found.append({tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]})
+    assert found[0] == found[1]
+    assert {"mine", "train_loss_step", "lr"} <= found[0].keys()
+    assert len(found[0]["mine"]) >= 4
 
 
 def test_a_schedule_may_move_at_every_other_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from lit_nn.nets import build_net
 from lit_nn.optim import (
@@ -16,6 +16,7 @@ from lit_nn.optim import (
     SCHEDULES,
     ManualSGD,
     OptimizerName,
+    ProgressLR,
     ScheduleName,
     build_optimizer,
     build_schedule,
@@ -121,6 +122,25 @@ def torch_rates(scheduler: LRScheduler, steps: int) -> list[float]:
 
 def sgd(lr: float = 1.0) -> torch.optim.Optimizer:
     return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
+
+
+def test_the_schedule_of_several_groups_is_torchs() -> None:
+    def groups() -> torch.optim.Optimizer:
+        weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        parts: list[dict[str, Any]] = [{"params": [weights[0]]}, {"params": [weights[1]], "lr": 0.1}]
+        return torch.optim.SGD(parts, 1.0)
+
+    mine, torchs = (schedule(groups(), lambda number: 1 / (1 + number)) for schedule in (ProgressLR, LambdaLR))
+    for _ in range(5):
+        for schedule in (mine, torchs):
+            schedule.optimizer.step()
+            schedule.step()
+        assert mine.get_last_lr() == torchs.get_last_lr()
+        assert [group["lr"] for group in mine.optimizer.param_groups] == torchs.get_last_lr()
+    torchs.load_state_dict(mine.state_dict())
+    torchs.step()
+    mine.step()
+    assert mine.get_last_lr() == torchs.get_last_lr() == pytest.approx([1 / 7, 0.1 / 7])
 
 
 def test_one_cycle_is_torchs() -> None:
