@@ -21,7 +21,13 @@ from snippets import broken_links, run_snippets
 from torch import nn
 
 from lit_nn import LitClassifier, load_classifier
-from lit_nn.checkpoint import CHECKPOINT_FORMAT, CheckpointError, SafeCheckpointIO, check_network, copy_checkpoint
+from lit_nn.checkpoint import (
+    CHECKPOINT_FORMAT,
+    CheckpointError,
+    SafeCheckpointIO,
+    check_network,
+    copy_checkpoint,
+)
 from lit_nn.commands import train
 from lit_nn.nets import NETS
 
