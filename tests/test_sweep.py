@@ -88,9 +88,11 @@ def wait_until(condition: Callable[[], object], process: "subprocess.Popen[str]"
         time.sleep(0.2)
 
 
-def children(parent: int) -> list[int]:
-    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
-    return [int(word) for word in done.stdout.split()]
+def trainings(search: int) -> list[int]:
+    """The trainings that a search has under way; its other children, such as git, live for a moment only."""
+    line = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(search)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    return [int(child.split()[0]) for child in done.stdout.splitlines() if " -m lit_nn fit " in child]
 
 
 def ps(process: int, column: str) -> str:
@@ -101,7 +103,7 @@ def ps(process: int, column: str) -> str:
 
 def killed_in_the_second_epoch(folder: Path, process: "subprocess.Popen[str]") -> int | None:
     """Kill a training that is under way, and cannot be pruned yet; gives the number of its trial, if there is one."""
-    for pid in children(process.pid):
+    for pid in trainings(process.pid):
         metrics = folder / "".join(re.findall(r"trial-\d+", ps(pid, "args"))) / "metrics.csv"
         if not metrics.exists():
             continue
@@ -374,8 +376,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(group: bool, space: Path, tmp_path: 
 @pytest.mark.timeout(600)
 def test_a_second_ctrl_c_does_not_wait(space: Path, tmp_path: Path, start: Start) -> None:
     process = start(space, *QUICK, "--trials", "1")
-    wait_until(lambda: children(process.pid), process)
-    (training,) = children(process.pid)
+    wait_until(lambda: trainings(process.pid), process)
+    (training,) = trainings(process.pid)
     os.kill(training, signal.SIGSTOP)  # it saves nothing
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -395,8 +397,8 @@ def test_a_training_that_outlives_the_search_is_waited_for(space: Path, tmp_path
     folder = tmp_path / "runs" / "sweeps" / "space"
     words = [space, *QUICK, "--trials", "1"]
     process = start(*words)
-    wait_until(lambda: (folder / "logs" / "trial-0000.txt").exists() and children(process.pid), process)
-    (training,) = children(process.pid)  # it has but begun
+    wait_until(lambda: trainings(process.pid), process)
+    (training,) = trainings(process.pid)  # it has but begun
     os.kill(training, signal.SIGSTOP)
     process.kill()  # this process only
     process.wait()
@@ -522,10 +524,10 @@ def test_the_page_does_what_it_says(tmp_path: Path, command: Command) -> None:
     The first one ends like the shown output, numbers aside.
     """
     shorter = {"--trials 12": "--trials 2", "--max_epochs 5": "--max_epochs 1", "configs/": f"{ROOT}/configs/"}
-    shorter["postgresql+psycopg://user:password@host/sweeps"] = "sqlite:///shared.db --study_dir elsewhere"
+    shorter["postgresql+psycopg://user:password@host/sweeps"] = "sqlite:///shared.db"
     page = PAGE.read_text(encoding="utf-8")
     outputs = []
-    for line in "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines():
+    for line in "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", "").splitlines():
         for long, short in shorter.items():
             line = line.replace(long, short)
         if words := shlex.split(line, comments=True):
