@@ -107,6 +107,16 @@ def test_dropout_and_batch_norm_differ_between_train_and_eval(name: str) -> None
     assert torch.equal(net(x), net(x))
 
 
+def test_resnet9_with_another_activation() -> None:
+    nets = {name: build_net("resnet9", 1, 5, (28, 28), {"width": 4, "activation": name}) for name in ("relu", "silu")}
+    kinds = {name: [type(layer) for layer in net.modules()] for name, net in nets.items()}
+    assert kinds["relu"].count(nn.ReLU) == kinds["silu"].count(nn.SiLU) == 8
+    assert nn.ReLU not in kinds["silu"]
+    nets["silu"].load_state_dict(nets["relu"].state_dict())
+    x = pictures(nets["relu"], SHAPES[0], 8)
+    assert not torch.allclose(nets["relu"](x), nets["silu"](x))
+
+
 # torchvision.
 
 
@@ -193,6 +203,7 @@ def test_every_torchvision_network(name: str) -> None:
         ("lenet", {"kernel_size": 14}, "net lenet with {'kernel_size': 14} cannot work on pictures (1, 32, 32): "),
         ("lenet", {"kernel_size": 0}, "net lenet with {'kernel_size': 0} cannot work on pictures (1, 32, 32): "),
         ("lenet", {"image_size": [8, 8]}, "unknown argument of net lenet 'image_size'. Allowed: kernel_size"),
+        ("resnet9", {"activation": "sillu"}, "activation of net resnet9 'sillu': did you mean 'silu'? Allowed: relu, "),
         ("torchvision/resnet18", {"weights": "DEFUALT"}, "did you mean 'DEFAULT'? Allowed: IMAGENET1K_V1, DEFAULT"),
     ],
 )
