@@ -40,7 +40,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from data_modules import DATA_MODULES
 from data_modules.base import ImageDataModule
 from data_modules.batches import BatchLoader
-from data_modules.fashion_mnist import DEBIAN_FOLDER, FILES
+from data_modules.fashion_mnist import NAMES, FashionMNIST, _file
 from lit_nn.classifier import fit_to
 from lit_nn.cli import LitCLI
 from lit_nn.nets import build_net
@@ -183,8 +183,15 @@ class Competition:
         raw = root / "FashionMNIST" / "raw"
         if not raw.exists():
             raw.mkdir(parents=True)
-            for name in (*FILES["train"], *FILES["test"]):
-                (raw / name).write_bytes(gzip.decompress((DEBIAN_FOLDER / f"{name}.gz").read_bytes()))
+            data = FashionMNIST()
+            data.prepare_data()
+            folder = data._find()
+            assert folder is not None
+            for name in NAMES:
+                file = _file(folder, name)
+                assert file is not None
+                content = file.read_bytes()
+                (raw / name).write_bytes(gzip.decompress(content) if file.suffix == ".gz" else content)
         size = getattr(self.new_net(), "image_size", None) or (28, 28)
         transform = transforms.Compose([transforms.Pad((size[0] - 28) // 2), transforms.ToTensor()])
         published = datasets.FashionMNIST(root, transform=transform)

@@ -172,12 +172,15 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self.trainer
         images, labels, indices = self.split(name)
         training = name == "train"
+        overfit = training and trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        if overfit:  # the same few batches in every epoch, which are to be learnt by heart
+            indices = indices[torch.randperm(len(indices), generator=seeded_generator(self.seed))]
         return BatchLoader(
             images,
             labels,
             indices,
             self.batch_size if training else 4 * self.batch_size,  # no gradients to keep: larger batches fit
-            shuffle=training,
+            shuffle=training and not overfit,
             balanced=self.sampling == "balanced",
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,

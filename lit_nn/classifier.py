@@ -110,12 +110,16 @@ class LitClassifier(L.LightningModule):
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         look_up(LOSSES, loss, "loss")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
         self.save_hyperparameters()
 
         self.net_size: tuple[int, int] | None = getattr(self.net, "image_size", None)  # None: it takes any size
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # (C, 1, 1)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         weights = torch.tensor(class_weights) if isinstance(class_weights, list) else None  # (num_classes,)
+        if class_weights == "balanced":
+            weights = torch.ones(len(class_names))  # their place; on_fit_start knows them
         if weights is not None and len(weights) != len(class_names):
             raise ValueError(f"class_weights has {len(weights)} numbers for {len(class_names)} classes")
         self.register_buffer("class_weights", weights, persistent=False)

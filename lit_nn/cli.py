@@ -43,7 +43,7 @@ from lit_nn.flags import UsageError, flags, nearest, to_dotted
 from lit_nn.loop import LeanEpochLoop
 from lit_nn.nets import count_parameters
 from lit_nn.previous import NothingToDo, PreviousRun
-from lit_nn.resume import EMA, Checkpoints, ExactState, TrainingError
+from lit_nn.resume import EMA, Checkpoints, ExactState, TrainingError, leave_signals_alone
 from lit_nn.transfer import init_from
 from lit_nn.tune import TUNED, tune
 
@@ -159,6 +159,7 @@ class LitCLI(LightningCLI):
         try:
             super().instantiate_classes()
             self._check_processes()
+            leave_signals_alone(self.trainer)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             text = explain(error, self._option_names()).rstrip(".!")
             hint = "" if "backend" not in text else "; --accelerator cpu and --accelerator auto work everywhere"
@@ -250,13 +251,13 @@ class LitCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say what will be trained and what is different in a continued run, write down the configuration."""
-        if self.settings.tune is not None and self.run_dir is not None:
-            self._tune(self.settings.tune, self.run_dir)
         self.trainer.fit_loop.epoch_loop = LeanEpochLoop(self.trainer)
         if self.previous is not None and self.previous.path is not None:
             self._continue(self.previous)
         elif self.settings.init_from:
             rank_zero_only(print)(init_from(self.model.net, self.settings.init_from))
+        if self.settings.tune is not None and self.run_dir is not None:
+            self._tune(self.settings.tune, self.run_dir)
         if self.trainer.is_global_zero:
             self.datamodule.prepare_data()  # the other processes wait for this one
             parts = [f"{len(self.datamodule.split(part)[2]):,} {part}" for part in ("train", "val", "test")]
@@ -278,6 +279,13 @@ class LitCLI(LightningCLI):
                 raise UsageError(
                     f"{name} is 0, which trains nothing; give 1 or more. "
                     "To test what is trained already: python scripts/evaluate.py CKPT"
+                )
+        goes_by = {"--early_stopping": self.settings.early_stopping is not None}
+        goes_by["--schedule plateau"] = self.settings.model.schedule == "plateau"
+        for name, is_on in goes_by.items():
+            if is_on and self.settings.trainer.limit_val_batches == 0:
+                raise UsageError(
+                    f"{name} goes by the validation, which limit_val_batches 0 leaves out; drop one of them"
                 )
 
     def _check_tune(self) -> None:
@@ -326,6 +334,12 @@ class LitCLI(LightningCLI):
                 f"{error} (step {self.trainer.global_step}, learning rate {lr:.3g}). {good} "
                 "Try a lower --lr, or --clip_grad 1"
             ) from error
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the memory of {self.trainer.strategy.root_device} is full with batches of "
+                f"{self.datamodule.batch_size} images; give a smaller --batch_size, which "
+                "--trainer.accumulate_grad_batches makes up for, or find one with --tune batch_size"
+            ) from error
         except MisconfigurationException as error:  # some options are only found not to fit together now
             raise UsageError(brief(error)) from error
         if self.run_dir is not None:
@@ -363,6 +377,13 @@ class LitCLI(LightningCLI):
 
 class TrainCLI(LitCLI):
     """Fits, then tests the best checkpoint and writes result.json: what scripts/train.py runs."""
+
+    def _check_length(self) -> None:
+        super()._check_length()
+        if self.settings.trainer.limit_test_batches == 0:
+            raise UsageError(
+                "limit_test_batches is 0; to train without a test: python -m lit_nn fit, instead of train.py"
+            )
 
     def _has_result(self, epochs: int) -> bool:
         path = self.run_dir / "result.json" if self.run_dir is not None else None

@@ -80,6 +80,10 @@ def run(command: Callable[[], None]) -> int:
         return distributed.end(1)
     except KeyboardInterrupt:
         return distributed.end(130, "Interrupted.")
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning has made an exit with status 1
+            return distributed.end(130, "Interrupted.")
+        raise
     except Exception as error:
         status = getattr(error, "exit_status", 1 if isinstance(error, OSError) else None)
         if status is None:

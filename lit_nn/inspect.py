@@ -192,7 +192,7 @@ def _print_networks(image_shape: tuple[int, int, int], num_classes: int) -> None
         rows.append([TORCHVISION + name, arguments(TorchvisionNet), f"{published:,}"])
     print_table(["name", "arguments", "parameters"], rows, right=["parameters"], title="Networks")
     print(
-        "Use: --net NAME --net_args.ARGUMENT VALUE; image_size=DATA is the images' own height and width.\n"
+        "Use: --net NAME --model.net_args.ARGUMENT VALUE; image_size=DATA is the images' own height and width.\n"
         f"Parameters: for images {image_shape} and {num_classes} classes; "
         "those of torchvision as published, for 1000 classes."
     )
@@ -205,11 +205,9 @@ def _print_checkpoint(path: Path) -> None:
     checkpoint = read_checkpoint(path)
     hparams = checkpoint["hyper_parameters"]
     try:  # only what a network is built from has been checked
-        scores = [
-            f"{state['monitor']} {state['current_score']:.4f} (best so far {state['best_model_score']:.4f})"
-            for state in checkpoint.get("callbacks", {}).values()
-            if "monitor" in state and state.get("current_score") is not None
-        ]
+        scores = [f"{name} {value:.4f}" for name, value in checkpoint.get("metrics", {}).items()]
+        bests = [state.get("best_score") for state in checkpoint.get("callbacks", {}).values()]
+        scores += [f"best val_acc so far {best:.4f}" for best in bests if best is not None]
         settings = _without_none(checkpoint.get("settings", {}))
         facts = {
             "network": hparams["net"],
@@ -248,7 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "inspect_model", "Show a network: layers, shapes, parameters, the autograd graph of its loss."
     )
-    parser.epilog = "A network's own arguments are given as in training: --net_args.NAME VALUE. No data is needed."
+    parser.epilog = (
+        "A network's own arguments are given as in training: --model.net_args.NAME VALUE. No data is needed."
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="all networks with their arguments and parameter counts")
     what.add_argument("--net", metavar="NAME", help="one network, with the weights that a training would start from")

@@ -119,6 +119,8 @@ def build_optimizer(
     allowed = [option for option in taken if option not in {"params", "lr", "weight_decay"}]
     for option in options:
         look_up(dict.fromkeys(allowed), option, f"option of {name}")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay is {weight_decay}; it must be 0 or more")
     params = list(params)
     decayed = [param.ndim > 1 for param in params] if decayed is None else decayed
     pairs = [pair for pair in zip(params, decayed, strict=True) if pair[0].requires_grad]
@@ -132,7 +134,7 @@ def build_optimizer(
     ]
     try:
         return build([group for group in groups if group["params"]], lr=lr, **options)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, IndexError) as error:
         raise ValueError(f"optimizer {name} cannot be built with {options}: {error}") from error
 
 

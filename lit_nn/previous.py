@@ -16,6 +16,9 @@ from lit_nn.classifier import LitClassifier
 from lit_nn.config import class_names, read_config
 from lit_nn.flags import UsageError, listed
 
+MORE_STATE = {"adam": ("amsgrad",), "adamw": ("amsgrad",), "rmsprop": ("centered", "momentum")}
+"""Options of optimizers with which they remember more of every weight."""
+
 
 class NothingToDo(Exception):
     """What was asked for is there already; the message says so."""
@@ -73,6 +76,13 @@ class PreviousRun:
                 raise UsageError(
                     f"--{name} {now[name]} cannot use the state of {before.get(name)} that the checkpoint holds; "
                     f"leave out --{name}, or start a new run, with --init_from to take over the weights"
+                )
+        args_before, args_now = before.get("optimizer_args") or {}, now["optimizer_args"] or {}
+        for name in MORE_STATE.get(now["optimizer"], ()):
+            if args_now.get(name) and not args_before.get(name):
+                raise UsageError(
+                    f"--model.optimizer_args.{name} {args_now[name]} needs a state that the checkpoint does not hold; "
+                    "leave it out, or start a new run, with --init_from to take over the weights"
                 )
         if isinstance(trainer.strategy, FSDPStrategy):
             # It numbers the parameters of an optimizer in the order of the layers, the others in that of its groups.

@@ -56,7 +56,8 @@ class TrainingError(Exception):
 class Checkpoints(Checkpoint):
     """Saves best.ckpt (highest validation accuracy so far) and last.ckpt.
 
-    Both after every epoch; last.ckpt also every so many steps or minutes, and when a signal asks the process to end.
+    Both after every epoch, which goes by its latest validation (with ``--trainer.val_check_interval`` that may be some
+    steps old); last.ckpt also every so many steps or minutes, and when a signal asks the process to end.
     A second signal ends it at once. Several processes heed a signal, or the minutes, within eight steps.
 
     Args:
@@ -174,6 +175,14 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         if signum := _largest(trainer, self._signum):  # a signal may have reached only one process
             raise Stopped(signum, self.last)
+
+
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Keep Lightning from handling signals: a SIGTERM would end a test in silence, with exit status 0.
+
+    In a training `Checkpoints` handles them. Anywhere else nothing is to be saved, and they do what they always do.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
 def _largest(trainer: L.Trainer, number: int) -> int:

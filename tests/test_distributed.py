@@ -400,7 +400,7 @@ def test_one_process_goes_on_in_the_middle_of_an_epoch_of_two(tmp_path: Path) ->
     with job("lightning", [*words, "--batch_size", "16", "--run_dir", "two"], tmp_path) as started:
         wait_until(lambda: (tmp_path / "two" / "config.yaml").exists(), started)
         pid = started.processes[0].pid
-        wait_until(lambda: handles(pid, signal.SIGUSR1), started)  # ours, while SIGTERM was Lightning's before
+        wait_until(lambda: handles(pid, signal.SIGTERM), started)
         os.kill(pid, signal.SIGTERM)
         assert started.wait() == [128 + signal.SIGTERM], started.output
     step = load(tmp_path / "two" / "checkpoints" / "last.ckpt")["global_step"]

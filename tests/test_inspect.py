@@ -140,12 +140,9 @@ def test_a_checkpoint_tells_what_it_holds(tmp_path: Path, capsys: pytest.Capture
             "epoch": 3,
             "global_step": 40,
             "callbacks": {
-                "ModelCheckpoint": {
-                    "monitor": "val_acc",
-                    "current_score": torch.tensor(0.5),
-                    "best_model_score": torch.tensor(0.75),
-                },
+                "Checkpoints": {"best_score": 0.75, "best_epoch": 1, "seconds": 2.0},
             },
+            "metrics": {"val_loss": 0.25, "val_acc": 0.5},
             "versions": {"torch": "2.15.0"},
             "git_commit": "c0ffee",
             "settings": {"model": {"net": "mlp", "init": None}, "seed_everything": 7},
@@ -160,7 +157,7 @@ def test_a_checkpoint_tells_what_it_holds(tmp_path: Path, capsys: pytest.Capture
         "images (3, 8, 8)",
         "epoch 3",
         "step 40",
-        "val_acc 0.5000 (best so far 0.7500)",
+        "val_loss 0.2500, val_acc 0.5000, best val_acc so far 0.7500",
         "torch 2.15.0",
         "c0ffee",
         "seed_everything: 7",

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_modules import DATA_MODULES
 from data_modules.augment import AUGMENTATIONS
+from data_modules.batches import Batch
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from lit_nn import LitClassifier, load_classifier
 from lit_nn.cli import quieten
@@ -255,6 +256,12 @@ def test_help_shows_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> Non
         (["--max_epoch", "3"], ["max_epoch", "max_epochs"]),
         (["--max_epochs", "0"], ["max_epochs is 0", "evaluate.py"]),
         (["--trainer.limit_train_batches", "0"], ["limit_train_batches is 0"]),
+        (["--trainer.limit_test_batches", "0"], ["limit_test_batches is 0", "python -m lit_nn fit"]),
+        (["--trainer.limit_val_batches", "0", "--early_stopping", "2"], ["--early_stopping", "limit_val_batches"]),
+        (["--trainer.limit_val_batches", "0", "--schedule", "plateau"], ["--schedule plateau", "limit_val_batches"]),
+        (["--label_smoothing", "10"], ["label_smoothing is 10", "from 0 to 1"]),
+        (["--weight_decay", "-1"], ["weight_decay is -1", "0 or more"]),
+        (["--model.optimizer_args.betas", "[0.9]"], ["optimizer adamw", "betas"]),
         (["--learning_rate", "0.1"], ["'learning_rate'. Did you mean lr? "]),
         (["--gpus", "2"], ["'gpus'. Did you mean accelerator or devices? "]),
         (["--model", "lenet"], ["'lenet'", "Did you mean net?"]),
@@ -444,8 +451,54 @@ def test_tune_lr_takes_the_suggestion_and_draws_it(tmp_path: Path, capsys: pytes
 
 
 def test_tune_batch_size_stops_at_what_fits(tmp_path: Path) -> None:
-    assert train(["--max_epochs", "1", "--tune", "batch_size", "--accelerator", "cpu", "--run_dir", str(tmp_path)]) == 0
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["init_args"]["batch_size"] == 1024
+    """The largest of the doubled sizes that the training images can fill, and no larger one than was tried."""
+    words = ["--max_epochs", "1", "--tune", "batch_size", "--accelerator", "cpu"]
+    for name, val_fraction, size in (("all", "0.1", 1024), ("few", "0.9", 512)):  # of 6,000 images
+        folder = tmp_path / name
+        assert train([*words, "--data.val_fraction", val_fraction, "--run_dir", str(folder)]) == 0
+        assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]["batch_size"] == size
+
+
+def test_tune_lr_looks_at_the_weights_that_are_taken_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--max_epochs", "1", "--accelerator", "cpu", "--trainer.limit_test_batches", "1"]
+    assert train([*words, "--lr", "0.01", "--run_dir", str(tmp_path / "first")]) == 0
+    best = tmp_path / "first" / "checkpoints" / "best.ckpt"
+    found = []
+    for name, more in (("new", []), ("taken_over", ["--init_from", str(best)])):
+        assert train([*words, "--tune", "lr", *more, "--run_dir", str(tmp_path / name)]) == 0
+        found += re.findall(r"--tune lr: (\S+) ", capsys.readouterr().out)
+    assert len(set(found)) == 2
+
+
+def test_overfit_batches_shows_the_same_images_in_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+    def training_step(self: LitClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        seen.append((self.current_epoch, batch[0].clone(), batch[1]))
+        return step(self, batch, batch_idx)
+
+    step = LitClassifier.training_step
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    words = ["--trainer.overfit_batches", "2", "--max_epochs", "3", "--augment", "none", "--accelerator", "cpu"]
+    assert train([*words, "--run_dir", str(tmp_path / "run")]) == 0
+    assert [epoch for epoch, *_ in seen] == [0, 0, 1, 1, 2, 2]
+    for place, (_, images, labels) in enumerate(seen[2:], 2):
+        assert torch.equal(images, seen[place % 2][1])
+        assert torch.equal(labels, seen[place % 2][2])
+    assert len(seen[0][2].unique()) > 5  # not the first images of a sorted data set
+
+
+def test_full_memory_of_a_gpu_ends_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def training_step(self: LitClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    assert train(["--accelerator", "cpu", "--batch_size", "96", "--run_dir", str(tmp_path / "run")]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: the memory of cpu is full with batches of 96 images")
+    assert "--batch_size" in message
 
 
 @pytest.mark.parametrize(
