@@ -70,6 +70,14 @@ class LeanEpochLoop(_TrainingEpochLoop):
         precision = trainer.precision_plugin
         self._context = nullcontext if type(precision) is Precision else precision.train_step_context
         self._listeners = [callback for callback in callbacks if _defines(callback, "on_train_batch_end", Callback)]
+        validates_inside = (
+            trainer._val_check_time_interval is not None
+            or trainer.check_val_every_n_epoch is None
+            or (trainer.val_check_batch or 0) < trainer.num_training_batches
+        )
+        plateau_by_step = any(c.reduce_on_plateau and c.interval == "step" for c in trainer.lr_scheduler_configs)
+        inside_is_plain = self._plain and not validates_inside and not plateau_by_step
+        self._uneventful_steps = trainer.num_training_batches - 1 if inside_is_plain else 0
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Take one step."""
@@ -86,7 +94,9 @@ class LeanEpochLoop(_TrainingEpochLoop):
         batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
         batch = data.on_after_batch_transfer(batch, 0)
         progress.increment_ready()
-        connector.on_batch_start(batch)
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results = self._results
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         connector._current_fx = None  # self.log sets it
         progress.increment_started()
 
@@ -116,10 +126,26 @@ class LeanEpochLoop(_TrainingEpochLoop):
         if connector._current_fx is not None:  # something was logged in this step
             connector.on_batch_end()
         else:
-            self._results.batch = None  # or it would lie on the device beside the next one
+            results.batch = None  # or it would lie on the device beside the next one
         if connector.should_update_logs:
             connector.update_train_step_metrics()
         progress.increment_completed()
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        """Do what may follow a step: nothing, if it was a plain one inside an epoch that is validated at its end."""
+        trainer, progress = self.trainer, self.batch_progress
+        uneventful = (
+            progress.current.ready <= self._uneventful_steps
+            and not progress.is_last_batch
+            and not trainer.should_stop
+            and not trainer.received_sigterm
+            and not self.restarting
+            and not self._skip_next_val
+        )
+        if uneventful:
+            self._batches_that_stepped += 1
+        else:
+            super().on_advance_end(data_fetcher)
 
     def _step_schedules(self) -> None:
         """Move the schedules that go by steps, as `update_lr_schedulers` does."""

@@ -73,6 +73,23 @@ def test_it_takes_the_steps_of_lightning(words: list[str], tmp_path: Path, monke
     assert tables[0] == tables[1]
 
 
+@pytest.mark.parametrize(("interval", "asked"), [("1.0", 2), ("0.5", 40)])
+def test_only_a_step_that_something_may_follow_asks_what_does(
+    interval: str, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def on_advance_end(self: _TrainingEpochLoop, data_fetcher: Any) -> None:
+        calls.append(self.batch_idx)
+        original(self, data_fetcher)
+
+    original = _TrainingEpochLoop.on_advance_end
+    monkeypatch.setattr(_TrainingEpochLoop, "on_advance_end", on_advance_end)
+    train(tmp_path, "--trainer.limit_train_batches", "20", "--trainer.val_check_interval", interval)
+    assert len(calls) == asked
+    assert calls[-1] == 19
+
+
 class Hooked(L.Callback):
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.calls = getattr(self, "calls", 0) + 1
