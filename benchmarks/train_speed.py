@@ -1,6 +1,6 @@
 """How long an epoch takes: this project, a loop written by hand, the tutorials' loop, stock Lightning.
 
-    python benchmarks/train_speed.py [--net mlp lenet cifar_cnn resnet9] [--rounds 5]
+    python benchmarks/train_speed.py [--net mlp lenet cifar_cnn resnet9] [--how by_hand tutorial stock] [--rounds 5]
     python benchmarks/train_speed.py --accelerator gpu
 
 Each trains the same network from new with the same optimizer and batch size on Fashion-MNIST for one epoch and then
@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from lit_nn.cli import LitCLI
 from lit_nn.nets import build_net
 
 LR = 1e-3
+HOW = ["by_hand", "tutorial", "stock"]
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"  # Lightning sets it, which slows Adam down where there is no GPU
 # Batch 64 as in the tutorials; resnet9 on the sample, or it would take hours. channels_last and bf16 where they are
 # faster (without the former, torch's max_pool2d takes a quarter of LeNet's step on a CPU), in the project and by hand.
@@ -249,11 +250,15 @@ class Competition:
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
-    def jobs(self) -> dict[str, Callable[[], object]]:
-        """What takes turns."""
-        jobs: dict[str, Callable[[], object]] = {"project": self.project, "by hand": self.by_hand}
-        if self.accelerator == "cpu":
-            jobs |= {"tutorial": self.tutorial(), "stock": self.stock()}
+    def jobs(self, how: Sequence[str]) -> dict[str, Callable[[], object]]:
+        """What takes turns: those of the given names, the project first."""
+        jobs: dict[str, Callable[[], object]] = {"project": self.project}
+        if "by_hand" in how:
+            jobs["by hand"] = self.by_hand
+        if "tutorial" in how:
+            jobs["tutorial"] = self.tutorial()
+        if "stock" in how:
+            jobs["stock"] = self.stock()
         return jobs
 
     def _note(self, name: str, accuracy: float) -> None:
@@ -305,9 +310,11 @@ def main() -> None:
     """Measure, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--how", nargs="+", default=HOW, choices=HOW, help="what the project is compared with")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
     options = parser.parse_args()
+    how = options.how if options.accelerator == "cpu" else ["by_hand"]
     os.environ[NVML_CHECK] = "0"  # a loop by hand does not import Lightning
     rows = []
     for net in options.net:
@@ -316,7 +323,7 @@ def main() -> None:
             competition = Competition(net, case, options.accelerator, Path(folder))
             # The bars are drawn, but where nobody looks: a terminal's speed is not what is measured.
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                seconds = take_turns(competition.jobs(), options.rounds)
+                seconds = take_turns(competition.jobs(how), options.rounds)
                 idle = idle_share(competition) if options.accelerator == "gpu" else None
         images = len(competition.data.split("train")[2])
         for name, values in seconds.items():
@@ -333,12 +340,9 @@ def main() -> None:
             )  # fmt: skip
             print(f"{net}: {name} {median:.2f} s, {ratio:.2f}", file=sys.stderr)
     header = ("network", "batch", "how", "epoch, median (least to most)", "images/s", "times the project's", "val_acc")
-    print("## An epoch of training and validation\n")
-    print(
-        f"`python benchmarks/train_speed.py{' --accelerator gpu' if options.accelerator == 'gpu' else ''}`, n =",
-        end=" ",
-    )
-    print(f"{options.rounds}, alternating; {machine()}.")
+    print("## An epoch of training and validation" + ("" if how == HOW else f", against {' and '.join(how)}") + "\n")
+    words = " ".join(["python benchmarks/train_speed.py", *sys.argv[1:]])
+    print(f"`{words}`, n = {options.rounds}, alternating; {machine()}.")
     print("Ratios are medians over the rounds; in brackets: project / by hand. val_acc is the mean after one epoch.\n")
     print(table(header, rows))
 
