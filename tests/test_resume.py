@@ -167,8 +167,15 @@ def test_sigterm_and_sigkill_lose_nothing(tmp_path: Path) -> None:
 
 
 @POSIX
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", -signal.SIGTERM), ("SIGINT", 130)])
-@pytest.mark.parametrize("where", ["train", "test"])
+@pytest.mark.parametrize(
+    ("where", "name", "status"),
+    [
+        ("test", "SIGTERM", -signal.SIGTERM),
+        ("train", "SIGINT", 130),
+        pytest.param("train", "SIGTERM", -signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("test", "SIGINT", 130, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_before_or_after_the_training_is_no_success(
     where: str, name: str, status: int, tmp_path: Path, command: Command
 ) -> None:

@@ -460,7 +460,7 @@ def test_tune_batch_size_stops_at_what_fits(tmp_path: Path) -> None:
 
 
 def test_tune_lr_looks_at_the_weights_that_are_taken_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--max_epochs", "1", "--accelerator", "cpu", "--trainer.limit_test_batches", "1"]
+    words = ["--max_epochs", "1", "--accelerator", "cpu", "--trainer.limit_train_batches", "20"]
     assert train([*words, "--lr", "0.01", "--run_dir", str(tmp_path / "first")]) == 0
     best = tmp_path / "first" / "checkpoints" / "best.ckpt"
     found = []
