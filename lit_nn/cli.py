@@ -280,13 +280,12 @@ class LitCLI(LightningCLI):
                     f"{name} is 0, which trains nothing; give 1 or more. "
                     "To test what is trained already: python scripts/evaluate.py CKPT"
                 )
-        goes_by = {"--early_stopping": self.settings.early_stopping is not None}
-        goes_by["--schedule plateau"] = self.settings.model.schedule == "plateau"
-        for name, is_on in goes_by.items():
-            if is_on and self.settings.trainer.limit_val_batches == 0:
-                raise UsageError(
-                    f"{name} goes by the validation, which limit_val_batches 0 leaves out; drop one of them"
-                )
+        goes_by_validation = self.settings.early_stopping is not None or self.settings.model.schedule == "plateau"
+        if goes_by_validation and self.settings.trainer.limit_val_batches == 0:
+            raise UsageError(
+                "limit_val_batches is 0, but --early_stopping and --schedule plateau go by the validation; "
+                "drop one of them"
+            )
 
     def _check_tune(self) -> None:
         what = self.settings.tune

@@ -94,6 +94,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
         batch = data.on_after_batch_transfer(batch, 0)
         progress.increment_ready()
+        # As connector.on_batch_start does, which first asks the Trainer whose results these are.
         connector._first_loop_iter = connector._first_loop_iter is None
         results = self._results
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None

@@ -26,7 +26,7 @@ class ResNet9(nn.Module):
         in_channels: channels of the picture.
         num_classes: number of logits.
         width: channels of the first convolution, doubled by each stage.
-        activation: "relu", as in the original, or "silu", which is smooth and takes a twentieth longer.
+        activation: "relu", as in the original, or "silu", which is smooth and takes a little longer.
 
     Raises:
         ValueError: no such activation.
