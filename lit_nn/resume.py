@@ -5,22 +5,25 @@ is still to come. Lightning's ModelCheckpoint saves while an epoch ends, before 
 are done with it; a run continued from there is no longer the same run.
 """
 
+import itertools
 import os
 import random
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lit_nn import distributed
 from lit_nn.checkpoint import UNFINISHED, copy_checkpoint
@@ -194,11 +197,53 @@ def _largest(trainer: L.Trainer, number: int) -> int:
     return int(numbers)
 
 
-class EMA(EMAWeightAveraging):
+class EMA(WeightAveraging):
     """Keeps an exponential moving average of the weights, which is validated, tested and saved as the model's weights.
 
-    Lightning's own callback does it; a checkpoint holds the raw weights too, so that a run can be continued.
+    It begins with the weights after the first step. A checkpoint holds the raw weights too, so that a run can be
+    continued.
+
+    Args:
+        decay: Share of the average that stays at every step.
     """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self._move = get_ema_multi_avg_fn(decay)
+        self._raw: list[Tensor] = []  # weights and buffers, while the average is validated in their place
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the average; all tensors at once, while Lightning's way waits for the GPU at each of them."""
+        if trainer.global_step == self._latest_update_step:  # gradients are being accumulated
+            return
+        first = self._latest_update_step == 0
+        assert self._average_model is not None
+        averages, weights = [], []
+        for average, weight in zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True):
+            if first or not average.is_floating_point():  # a number of batches is counted, not averaged
+                average.copy_(weight)
+            else:
+                averages.append(average)
+                weights.append(weight.to(average.dtype))  # not the same where the weights are not float32
+        if averages:
+            self._move(averages, weights, None)
+        self._average_model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the average in the place of the weights; to exchange them, as Lightning does, may round both."""
+        if self._average_model is not None:
+            self._raw = [tensor.detach().clone() for tensor in _tensors(pl_module)]
+            _copy(_tensors(self._average_model.module), pl_module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put them back."""
+        if self._average_model is not None:
+            _copy(self._raw, pl_module)
+            self._raw = []
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the raw weights where they are: last.ckpt is yet to be saved, and best.ckpt has the average."""
@@ -207,6 +252,18 @@ class EMA(EMAWeightAveraging):
         """Take up the raw weights, but only to train: a test is of the average."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Weights and buffers."""
+    return itertools.chain(module.parameters(), module.buffers())
+
+
+@torch.no_grad()
+def _copy(tensors: Iterable[Tensor], module: nn.Module) -> None:
+    """Give a module other weights and buffers."""
+    for target, tensor in zip(_tensors(module), tensors, strict=True):
+        target.copy_(tensor)
 
 
 class ExactState(Callback):
