@@ -1,6 +1,7 @@
 """Augmentation of whole batches on the device, with its own random draw for every image.
 
-The draws come from a CPU generator and only then move to the device, so a run repeats itself on every device.
+The draws come from a CPU generator and only then move to the device, so a run repeats itself on every device. Nothing
+here waits for a CUDA device, which has yet to compute the steps before.
 """
 
 import difflib
@@ -36,10 +37,15 @@ class Draws:
         return numbers[self.rank :: self.world_size]
 
 
+def _beside(images: Tensor, numbers: Tensor) -> Tensor:
+    """Drawn numbers on the device of the images."""
+    # CUDA has read them when this returns, though not copied them; other devices might read them when they are gone.
+    return numbers.to(images.device, non_blocking=images.is_cuda)
+
+
 def _flipped(images: Tensor, chosen: Tensor) -> Tensor:
     """Mirror the chosen images (bool (B,)) left to right."""
-    rows = chosen.nonzero().squeeze(1)
-    return images.index_copy(0, rows, images.index_select(0, rows).flip(3))
+    return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
 def flip(images: Tensor, draws: Draws) -> Tensor:
@@ -52,7 +58,7 @@ def flip(images: Tensor, draws: Draws) -> Tensor:
     Returns:
         uint8 (B, C, H, W).
     """
-    return _flipped(images, (draws.rand(len(images)) < 0.5).to(images.device))
+    return _flipped(images, _beside(images, draws.rand(len(images)) < 0.5))
 
 
 def flip_alternating(images: Tensor, epoch: int) -> Tensor:
@@ -89,8 +95,8 @@ def translate(images: Tensor, draws: Draws) -> Tensor:
     up, left = round(height / 16), round(width / 16)
     padded = F.pad(images, (left, left, up, up), mode="reflect")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 up + 1, 2 left + 1, H, W), a view
-    y = draws.randint(2 * up + 1, batch).to(images.device)
-    x = draws.randint(2 * left + 1, batch).to(images.device)
+    y = _beside(images, draws.randint(2 * up + 1, batch))
+    x = _beside(images, draws.randint(2 * left + 1, batch))
     return windows[torch.arange(batch, device=images.device), :, y, x]
 
 
@@ -104,9 +110,9 @@ def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, draws: 
     def inside(sizes: Tensor, length: int) -> Tensor:
         """Which rows or columns, of as many as the length says, the boxes cover; bool (B, length)."""
         first = draws.randint(length, batch) - sizes // 2
-        first, last = first.to(device)[:, None], (first + sizes).to(device)[:, None]  # (B, 1)
+        edges = _beside(images, torch.stack([first, first + sizes])[..., None])  # (2, B, 1)
         place = torch.arange(length, device=device)
-        return (place >= first) & (place < last)
+        return (place >= edges[0]) & (place < edges[1])
 
     in_rows, in_columns = inside(box_height, height), inside(box_width, width)
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
@@ -140,7 +146,8 @@ def brightness_contrast(images: Tensor, draws: Draws) -> Tensor:
     Returns:
         uint8 (B, C, H, W).
     """
-    contrast, brightness = 0.4 * draws.rand(2, len(images))[..., None, None, None].to(images.device) - 0.2
+    drawn = _beside(images, draws.rand(2, len(images))[..., None, None, None])
+    contrast, brightness = 0.4 * drawn - 0.2  # (B, 1, 1, 1) each
     pixels = images.float()
     # (pixels - mean) * (1 + contrast) + mean + 255 brightness, in fewer passes over the pixels
     offset = 255 * brightness - contrast * pixels.mean((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
@@ -162,7 +169,7 @@ def mixup(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor
     Returns:
         Mixed uint8 images (B, C, H, W) and float targets (B, K).
     """
-    share = draws.rand(len(images)).to(images.device)  # (B,) of the neighbour
+    share = _beside(images, draws.rand(len(images)))  # (B,) of the neighbour
     images = torch.lerp(images.float(), images.roll(1, 0).float(), share[:, None, None, None]).round().to(torch.uint8)
     return images, torch.lerp(targets, targets.roll(1, 0), share[:, None])
 

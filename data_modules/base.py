@@ -208,7 +208,8 @@ class ImageDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch; Lightning's own first looks for tensors in whatever structure a batch may have."""
         images, labels = batch
-        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        pinned = device.type == "cuda"  # only then is it safe to go on before they have moved
+        return images.to(device, non_blocking=pinned), labels.to(device, non_blocking=pinned)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Augment training batches, on the device; the Trainer calls this for every batch."""

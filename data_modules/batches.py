@@ -145,10 +145,10 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Cut the batches of the current epoch, from where a restored state left off."""
         # A generator starts at its first next(), after the Trainer has called set_epoch and load_state_dict.
-        order, first, self._first_batch = self.order(), self._first_batch, 0
-        device = self.images.device
+        first, self._first_batch = self._first_batch, 0
+        order = self.order().to(self.images.device)  # at once: at every step it would wait for the GPU
         for batch in range(first, len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size].to(device)  # (B,)
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]  # (B,)
             # index_select copies whole images; the general indexing of images[rows] takes about ten times as long.
             images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)  # (B, C, H, W), (B,)
             self.batches_done = batch + 1
