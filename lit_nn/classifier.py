@@ -249,12 +249,27 @@ class LitClassifier(L.LightningModule):
         """Learn how long the training is; asking earlier would lose the place of a restored loader (PL#20550)."""
         self.total_steps = self.trainer.estimated_stepping_batches
 
+    def _clips_scaled_gradients(self) -> bool:
+        """Whether gradients are scaled (by 16-mixed) and clipped: a fused optimizer would undo the scale too late."""
+        trainer: Any = self._trainer
+        return (
+            trainer is not None
+            and bool(trainer.gradient_clip_val)
+            and getattr(trainer.precision_plugin, "scaler", None) is not None
+        )
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over all parameters that are trained, and the schedule of its learning rate."""
         hparams = self.hparams
         options = hparams["optimizer_args"] or {}
         optimizer = build_optimizer(
-            hparams["optimizer"], self.parameters(), hparams["lr"], hparams["weight_decay"], self.decayed, **options
+            hparams["optimizer"],
+            self.parameters(),
+            hparams["lr"],
+            hparams["weight_decay"],
+            self.decayed,
+            may_fuse=not self._clips_scaled_gradients(),
+            **options,
         )
         # A function of the progress holds no number of steps, so a resumed run may be made longer.
         schedule = build_schedule(

@@ -95,13 +95,14 @@ def build_optimizer(
     lr: float,
     weight_decay: float = 0.0,
     decayed: Iterable[bool] | None = None,
+    may_fuse: bool = True,
     **options: Any,
 ) -> Optimizer:
     """Build an optimizer by name.
 
     Weight decay is for weights only: biases and the parameters of normalisation layers, which have at most one
     dimension, are in a group of their own without it. The fused implementation is used where torch has one, for it is
-    the faster one on CPU and GPU; ``fused=False`` turns it off.
+    the faster one on CPU and GPU; the option ``fused=False`` turns it off.
 
     Args:
         name: a key of ``OPTIMIZERS``.
@@ -109,6 +110,7 @@ def build_optimizer(
         lr: learning rate; with a schedule, the peak.
         weight_decay: of the optimizer's own kind: added to the gradient, or decoupled from it (adamw).
         decayed: for each parameter, whether it is decayed; None for the rule above.
+        may_fuse: whether the fused implementation will do; not where gradients are clipped that are scaled as well.
         **options: further arguments of the torch class, for instance ``momentum=0.8`` or ``betas=[0.9, 0.95]``.
 
     Raises:
@@ -125,8 +127,9 @@ def build_optimizer(
     decayed = [param.ndim > 1 for param in params] if decayed is None else decayed
     pairs = [pair for pair in zip(params, decayed, strict=True) if pair[0].requires_grad]
     trained = [param for param, _ in pairs]
-    possible = "fused" in taken and all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trained)
-    if possible and not (options.get("foreach") or options.get("differentiable")):  # fused excludes these two
+    fusible = all(param.device.type in FUSED_DEVICES and param.is_floating_point() for param in trained)
+    excluded = options.get("foreach") or options.get("differentiable")
+    if may_fuse and fusible and "fused" in taken and not excluded:
         options = {"fused": True} | options
     groups = [
         {"params": [param for param, is_decayed in pairs if is_decayed], "weight_decay": weight_decay},

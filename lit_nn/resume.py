@@ -348,10 +348,15 @@ def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_befor
     classifier.on_train_start()  # tells it the number of steps, on which the learning rate depends
     fresh = classifier.configure_optimizers()
     schedule, new_schedule = trainer.lr_scheduler_configs[0].scheduler, cast(Any, fresh["lr_scheduler"])["scheduler"]
-    groups = trainer.optimizers[0].param_groups
-    for group, new in zip(groups, fresh["optimizer"].param_groups, strict=True):
+    optimizer, fresh_optimizer = trainer.optimizers[0], fresh["optimizer"]
+    groups = optimizer.param_groups
+    for group, new in zip(groups, fresh_optimizer.param_groups, strict=True):
         changing = {"params", "lr"} if classifier.hparams["lr"] == lr_before else {"params"}
         group.update({name: value for name, value in new.items() if name not in changing})
+        on_device = group.get("fused") or group.get("capturable")  # where it wants to find the number of its steps
+        for weight in group["params"]:
+            if "step" in (state := optimizer.state[weight]):
+                state["step"] = state["step"].to(weight.device if on_device else "cpu")
     if isinstance(schedule, LambdaLR):
         schedule.base_lrs = new_schedule.base_lrs
         schedule.last_epoch = round(schedule.last_epoch * ratio)

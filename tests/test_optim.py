@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from lit_nn import LitClassifier
 from lit_nn.nets import build_net
 from lit_nn.optim import (
     OPTIMIZERS,
@@ -75,6 +77,14 @@ def test_fused_equals_unfused(name: str) -> None:
     other = network()
     unfused = build_optimizer(name, other.parameters(), 1e-2, 0.1, **options)
     torch.testing.assert_close(train(net, optimizer), train(other, unfused), rtol=1e-4, atol=1e-6)
+
+
+def test_scaled_gradients_that_are_clipped_are_not_for_a_fused_optimizer() -> None:
+    classifier = LitClassifier(["a", "b"], (1, 28, 28), [0.5], [0.5])
+    for clip, scaler, fused in [(0.0, object(), True), (1.0, None, True), (1.0, object(), None)]:
+        trainer: Any = SimpleNamespace(gradient_clip_val=clip, precision_plugin=SimpleNamespace(scaler=scaler))
+        classifier._trainer = trainer  # a GPU's: 16-mixed is bf16-mixed on a CPU
+        assert classifier.configure_optimizers()["optimizer"].param_groups[0]["fused"] is fused
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from resume_runs import SMALL, STOPPED, differences, finished, load, rows, stopp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_modules.augment import AUGMENTATIONS
-from lit_nn import load_classifier
+from lit_nn import LitClassifier, load_classifier
 from lit_nn.commands import lightning_cli, train
 from lit_nn.nets import NETS
 from lit_nn.optim import SCHEDULES
@@ -390,6 +391,37 @@ def test_tensorboard_shows_a_continued_run_once(tmp_path: Path) -> None:
         file.rename(file.with_name(f"events.out.tfevents.{number:03}"))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert [event.step for event in events.Scalars("train_loss_step")] == list(range(8))
+
+
+def test_a_continued_run_may_change_how_its_optimizer_computes(tmp_path: Path) -> None:
+    run = finished(["--net", "lenet"], tmp_path / "run")
+    assert train(["--resume", str(run), "--max_epochs", "3", "--model.optimizer_args.fused", "false"]) == 0
+    checkpoint = load(run / "checkpoints" / "last.ckpt")
+    optimizer = checkpoint["optimizer_states"][0]
+    assert {group["fused"] for group in optimizer["param_groups"]} == {False}
+    assert {int(weight["step"]) for weight in optimizer["state"].values()} == {checkpoint["global_step"]} == {12}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+def test_the_average_is_that_of_all_steps(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self: LitClassifier, *_: Any) -> None:
+        if not self.trainer.fit_loop.epoch_loop._should_accumulate():
+            seen.append({name: value.clone() for name, value in self.state_dict().items()})
+
+    monkeypatch.setattr(LitClassifier, "on_train_batch_end", on_train_batch_end)
+    words = ["--net", "resnet9", "--model.net_args.width", "4", "--ema", "0.9", "--lr", "0.1", "--precision", precision]
+    run = finished([*words, "--trainer.accumulate_grad_batches", "2"], tmp_path / "run")
+    assert len(seen) == 4
+    average = {name: value.float() if value.is_floating_point() else value for name, value in seen[0].items()}
+    for weights in seen[1:]:
+        for name, value in weights.items():
+            average[name] = 0.9 * average[name] + 0.1 * value.float() if value.is_floating_point() else value
+    checkpoint = load(run / "checkpoints" / "last.ckpt")
+    torch.testing.assert_close(checkpoint["state_dict"], average)
+    assert checkpoint["averaging_state"] == {"n_averaged": 4}
+    torch.testing.assert_close(checkpoint["current_model_state"], seen[-1], rtol=0, atol=0)
 
 
 def test_a_test_of_averaged_weights_is_of_the_average(tmp_path: Path) -> None:
