@@ -6,8 +6,10 @@ import functools
 import inspect
 import json
 import logging
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -160,6 +162,8 @@ class LitCLI(LightningCLI):
             super().instantiate_classes()
             self._check_processes()
             leave_signals_alone(self.trainer)
+            if self.trainer.strategy.root_device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
+                torch.set_float32_matmul_precision("high")  # TF32, which torch's convolutions take anyway
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             text = explain(error, self._option_names()).rstrip(".!")
             hint = "" if "backend" not in text else "; --accelerator cpu and --accelerator auto work everywhere"
@@ -296,7 +300,8 @@ class LitCLI(LightningCLI):
 
     def _tune(self, what: str, folder: Path) -> None:
         plot = folder / "lr_find.png"
-        value = tune(what, self.model, self.datamodule, self.trainer, plot)
+        with self._in_one_message():
+            value = tune(what, self.model, self.datamodule, self.trainer, plot)
         if what == "lr":
             self.model.hparams["lr"] = self.settings.model.lr = value
         else:
@@ -324,7 +329,8 @@ class LitCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train; a loss that is no number any more ends it with what is needed to find out why."""
         try:
-            self.trainer.fit(**kwargs)
+            with self._in_one_message():
+                self.trainer.fit(**kwargs)
         except FloatingPointError as error:
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             last = self.checkpoints.last if self.run_dir is not None else None
@@ -333,6 +339,14 @@ class LitCLI(LightningCLI):
                 f"{error} (step {self.trainer.global_step}, learning rate {lr:.3g}). {good} "
                 "Try a lower --lr, or --clip_grad 1"
             ) from error
+        if self.run_dir is not None:
+            self.run_dir = self.checkpoints.folder.parent  # the first process's
+
+    @contextmanager
+    def _in_one_message(self) -> Iterator[None]:
+        """Say shortly what goes wrong only when steps are taken."""
+        try:
+            yield
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the memory of {self.trainer.strategy.root_device} is full with batches of "
@@ -341,8 +355,15 @@ class LitCLI(LightningCLI):
             ) from error
         except MisconfigurationException as error:  # some options are only found not to fit together now
             raise UsageError(brief(error)) from error
-        if self.run_dir is not None:
-            self.run_dir = self.checkpoints.folder.parent  # the first process's
+        except RuntimeError as error:
+            hints = {
+                "does not have a deterministic implementation": "--trainer.deterministic warn goes on without",
+                "does not allow for gradient clipping": "leave out --model.optimizer_args.fused, or --clip_grad",
+            }
+            for text, hint in hints.items():
+                if text in str(error):
+                    raise UsageError(f"{re.split(', but| because', brief(error))[0]}; {hint}") from error
+            raise
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -433,7 +454,8 @@ class TrainCLI(LitCLI):
             trainer.logger.finalize("success")
         print(
             f"\nTest accuracy {result['test_acc']:.2%} (loss {result['test_loss']:.4f}), "
-            f"validation {result['val_acc']:.2%}; {epochs} epochs in {seconds:.1f} s on {self.model.device.type}.\n"
+            f"validation {result['val_acc']:.2%}; {epochs} epochs in {seconds:.1f} s "
+            f"on {trainer.strategy.root_device.type}.\n"
             f"Run folder: {self.run_dir}\n"
             "Next:\n"
             f"  tensorboard --logdir {self.run_dir.parent}\n"

@@ -501,6 +501,23 @@ def test_full_memory_of_a_gpu_ends_in_one_message(
     assert "--batch_size" in message
 
 
+def test_what_cannot_be_deterministic_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def training_step(self: LitClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it for good
+    words = ["--accelerator", "cpu", "--trainer.deterministic", "true", "--run_dir", str(tmp_path / "run")]
+    try:
+        assert train(words) == 2
+    finally:
+        torch.use_deterministic_algorithms(False)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: put_ does not have a deterministic implementation; --trainer.deterministic warn")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["--tune", "lt"], "Did you mean lr?"), (["--tune", "lr", "--fast_dev_run"], "start of a run")],

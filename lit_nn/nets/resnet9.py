@@ -7,6 +7,7 @@ al., "Sigmoid-Weighted Linear Units for Neural Network Function Approximation in
 from collections.abc import Callable
 from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_nn.choices import look_up
@@ -47,14 +48,14 @@ class ResNet9(nn.Module):
             _conv_bn_act(4 * width, 8 * width, act),
             nn.MaxPool2d(2),  # (B, 8 * width, H / 8, W / 8)
             _Residual(8 * width, act),
-            nn.AdaptiveMaxPool2d(1),  # (B, 8 * width, 1, 1)
-            nn.Flatten(),
         )
         self.head = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify float pictures (B, in_channels, H, W): logits (B, num_classes)."""
-        x = self.features(x)  # (B, 8 * width)
+        x = self.features(x)  # (B, 8 * width, H / 8, W / 8)
+        # Not nn.AdaptiveMaxPool2d(1), whose gradient has no deterministic kernel on a GPU.
+        x = F.max_pool2d(x, x.shape[2:]).flatten(1)  # (B, 8 * width)
         return self.head(x)  # (B, num_classes)
 
 
