@@ -5,7 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the workers share the cores
@@ -72,6 +72,21 @@ def run(project: Path) -> Path:
     assert train(["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(folder)]) == 0
     assert export(["--format", "onnx", str(folder / "checkpoints" / "best.ckpt")]) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def as_before(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test on a GPU asks of torch ends with it."""
+    if not request.node.get_closest_marker("gpu"):
+        yield
+        return
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it for good
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

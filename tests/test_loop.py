@@ -16,6 +16,7 @@ from lit_nn.cli import LitCLI
 from lit_nn.loop import NOT_CALLED, LeanEpochLoop
 
 WORDS = ["fit", "--net", "mlp", "--model.net_args.hidden", "16", "--accelerator", "cpu", "--max_epochs", "2"]
+ON_GPU = ["--accelerator", "gpu", "--devices", "1", "--data.on_device", "true", "--precision", "bf16-mixed"]
 
 
 def train(run_dir: Path, *words: str) -> LitCLI:
@@ -52,6 +53,7 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
         ["--ema", "0.9", "--augment", "translate,mixup", "--label_smoothing", "0.1"],
         ["--precision", "bf16-mixed", "--early_stopping", "1", "--trainer.val_check_interval", "10"],
         ["--trainer.max_steps", "30", "--save_every_steps", "7", "--trainer.log_every_n_steps", "3"],
+        pytest.param([*ON_GPU, "--trainer.deterministic", "true"], marks=pytest.mark.gpu),
     ],
     ids=" ".join,
 )
@@ -101,6 +103,7 @@ class Hooked(L.Callback):
         ["--clip_grad", "1"],
         ["--trainer.accumulate_grad_batches", "2"],
         ["--trainer.profiler", "simple"],
+        pytest.param(["--accelerator", "gpu", "--precision", "16-mixed"], marks=pytest.mark.gpu),  # scales gradients
     ],
     ids=" ".join,
 )
