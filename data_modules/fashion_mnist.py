@@ -69,7 +69,10 @@ class FashionMNIST(ImageDataModule):
                 if self._find() is None:  # nobody else downloaded them while this process waited
                     self._download(root)
         except (OSError, RuntimeError, ValueError, EOFError, zlib.error, http.client.HTTPException) as error:
-            raise self._not_found(f"torchvision could not download it: {' '.join(str(error).split())}") from error
+            from torchvision import datasets
+
+            source, reason = datasets.FashionMNIST.mirrors[0], " ".join(str(error).split())
+            raise self._not_found(f"torchvision could not download it from {source}: {reason}") from error
 
     def load(self, split: Split) -> Arrays | None:
         """Read the published training or test set; see `ImageDataModule.load`."""
