@@ -113,7 +113,7 @@ def answer(path: str, images: str, results: str, checkpoint: str) -> None:
     pixels = np.load(images)
     logits, probabilities = model.run_all(pixels)
     few = {f"batch {size}": model.run(pixels[:size])[0] for size in BATCHES}
-    np.savez(results, allow_pickle=False, logits=logits, probabilities=probabilities, **few)
+    np.savez(results, logits=logits, probabilities=probabilities, **few)
 
 
 def _with_state_dict(path: str, checkpoint: str) -> Model:

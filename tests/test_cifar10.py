@@ -243,14 +243,22 @@ def test_a_broken_binary_batch_is_refused_by_name(tmp_path: Path, content: bytes
         prepare(tmp_path)
 
 
-@pytest.mark.parametrize("content", [PYTHON_TAR[:-1000], PYTHON_TAR[:5000], b"", PYTHON_TAR + b"0"])
+@pytest.mark.parametrize(
+    "content",
+    [PYTHON_TAR[:-1000], PYTHON_TAR[:5000], b"", PYTHON_TAR + b"0"],
+    ids=["end lacks", "half lacks", "empty", "too long"],  # the archives hold the time
+)
 def test_an_archive_with_a_wrong_checksum_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, {PYTHON: content})
     with pytest.raises(DataError, match=f"{PYTHON} is not the published archive"):
         prepare(tmp_path)
 
 
-@pytest.mark.parametrize("content", [PYTHON_TAR[:-1000], PYTHON_TAR[:5000], b"", b"no archive"])
+@pytest.mark.parametrize(
+    "content",
+    [PYTHON_TAR[:-1000], PYTHON_TAR[:5000], b"", b"no archive"],
+    ids=["end lacks", "half lacks", "empty", "no archive"],
+)
 def test_a_broken_archive_is_refused_even_with_the_right_checksum(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,7 +378,9 @@ def test_a_server_that_knows_no_ranges_sends_everything_again(tmp_path: Path, se
     assert_right(prepare(tmp_path, server.url))
 
 
-@pytest.mark.parametrize("part", [PYTHON_TAR, PYTHON_TAR + b"0", b"0" * 5000, b""])
+@pytest.mark.parametrize(
+    "part", [PYTHON_TAR, PYTHON_TAR + b"0", b"0" * 5000, b""], ids=["all", "too long", "another", "empty"]
+)
 def test_whatever_was_left_behind_the_checksum_decides(tmp_path: Path, server: FileServer, part: bytes) -> None:
     write(tmp_path, {f"{PYTHON}.part": part})
     assert_right(prepare(tmp_path, server.url))

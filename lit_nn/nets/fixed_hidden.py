@@ -55,8 +55,8 @@ def halve(x: Tensor) -> Tensor:
     counted at once, as the powers of two that the sum exceeds.
     """
     if torch.compiler.is_exporting():
-        powers = 2.0 ** torch.arange(128, device=x.device)  # (128,), up to the largest float
-        halvings = (x.abs().sum(1, keepdim=True) > powers).sum(1, keepdim=True)  # (B, 1)
+        powers = 2.0 ** torch.arange(128.0, device=x.device)  # (128,), up to the largest float
+        halvings = (x.abs().sum(1, keepdim=True) > powers).sum(1, keepdim=True, dtype=x.dtype)  # (B, 1)
         return x * 0.5**halvings
     while (large := (x.abs().sum(1, keepdim=True) > 1) & x.isfinite().all(1, keepdim=True)).any():
         x = torch.where(large, x / 2, x)
