@@ -1,8 +1,9 @@
 # syntax=docker/dockerfile:1
 # For CPUs:          docker build -t lit-nn .
 # For NVIDIA GPUs:   docker build -t lit-nn --build-arg TORCH_BACKEND=cu132 .
-# Training:          docker run --rm -v "$PWD/runs:/project/runs" lit-nn python scripts/train.py --net resnet9
-#                    with --gpus all --shm-size 2g for GPUs; runs/ has to be writable for the user with the number 1000
+# Training:          mkdir -p runs && chmod a+rwx runs    # writable for the user in the container, number 1000
+#                    docker run --rm -v "$PWD/runs:/project/runs" lit-nn python scripts/train.py --net resnet9
+#                    with --gpus all --shm-size 2g for GPUs; --compile needs a C++ compiler, which is not in here
 
 # The packages, which change seldom.
 FROM python:3.13-slim AS packages
@@ -15,7 +16,7 @@ USER user
 WORKDIR /project
 COPY --chown=user:user pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
-    uv venv --allow-existing /opt/venv \
+    uv venv --seed --allow-existing /opt/venv \
     && uv pip install --torch-backend "$TORCH_BACKEND" --requirement pyproject.toml --constraint constraints.txt
 
 # What a developer needs besides; .devcontainer uses it, with the working tree in place of a copy.

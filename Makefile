@@ -6,7 +6,7 @@ INPUTS := pyproject.toml constraints.txt
 # $(1): what to install. uv where it is installed, else venv and pip; the same versions either way.
 define install
 	@if command -v uv >/dev/null; then \
-	    { test -d .venv || uv venv --python $(PYTHON) .venv; } && \
+	    { test -d .venv || uv venv --seed --python $(PYTHON) .venv; } && \
 	    uv pip install --python .venv --editable "$(1)" --constraint constraints.txt; \
 	else \
 	    { test -d .venv || $(PYTHON) -m venv .venv; } && \

@@ -39,7 +39,7 @@ class Draws:
 
 def _beside(images: Tensor, numbers: Tensor) -> Tensor:
     """Drawn numbers on the device of the images."""
-    # CUDA has read them when this returns, though not copied them; other devices might read them when they are gone.
+    # CUDA has taken them over when this returns, before they arrive; other devices might read them when they are gone.
     return numbers.to(images.device, non_blocking=images.is_cuda)
 
 

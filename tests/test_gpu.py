@@ -147,9 +147,12 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Capture
     assert "leave out --data.on_device" in capsys.readouterr().err
 
 
-def test_gradients_are_scaled_and_clipped_and_then_no_more(tmp_path: Path) -> None:
+def test_gradients_are_scaled_and_clipped_and_then_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
     words = ["--precision", "16-mixed", "--clip_grad", "0.1", "--schedule", "constant", "--lr", "0.001"]
+    fused = ["--model.optimizer_args.fused", "true", "--run_dir", str(tmp_path / "fused")]
+    assert train([*GPU, *words, *fused]) == 2
+    assert "leave out --model.optimizer_args.fused" in capsys.readouterr().err
     assert train([*GPU, *words, "--max_epochs", "1", "--run_dir", str(run_dir)]) == 0
     assert train(["--resume", str(run_dir), "--max_epochs", "2", "--precision", "bf16-mixed", "--clip_grad", "0"]) == 0
     assert train(["--resume", str(run_dir), "--max_epochs", "3", "--precision", "16-mixed", "--clip_grad", "0.1"]) == 0
