@@ -285,6 +285,7 @@ class ExactState(Callback):
             torch.distributed.all_gather_object(states, own)
         checkpoint["processes"] = states
         checkpoint["images_per_step"] = images_per_step(trainer, pl_module)
+        checkpoint["images_per_batch"] = images_per_batch(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states until the training starts."""
@@ -310,14 +311,16 @@ class ExactState(Callback):
         same_processes = len(before) == trainer.world_size
         if not same_processes and trainer.is_global_zero:
             print(f"It had {len(before)} processes, now {trainer.world_size}: not the same numbers to the last bit.")
-        if loop.restarted_mid_epoch and ratio == 1:
+        batch = images_per_batch(trainer, pl_module)
+        same_batches = ratio == 1 and checkpoint.get("images_per_batch", batch) == batch
+        if loop.restarted_mid_epoch and same_batches:
             if same_processes:
                 restore_metric_state(pl_module, before[trainer.global_rank]["metrics"])
             elif trainer.is_global_zero:  # metrics are sums: it does not matter who has them
                 restore_metric_state(pl_module, _sum([process["metrics"] for process in before]))
         else:
             if loop.restarted_mid_epoch and trainer.is_global_zero:
-                print("The steps are not those of before: the epoch starts again from its first image.")
+                print("The batches are not those of before: the epoch starts again from its first image.")
             loop.epoch_loop.restarting = False  # or it would take the epoch that begins for one that was finished
             loader = trainer.train_dataloader
             assert loader is not None
@@ -329,9 +332,14 @@ class ExactState(Callback):
         _use_settings_of_now(trainer, pl_module, checkpoint["hyper_parameters"]["lr"], ratio)
 
 
+def images_per_batch(trainer: L.Trainer, classifier: LitClassifier) -> int:
+    """Images of one batch, over all processes."""
+    return min(classifier.data.batch_size * trainer.world_size, len(classifier.data.split("train")[2]))
+
+
 def images_per_step(trainer: L.Trainer, classifier: LitClassifier) -> int:
     """Images behind one optimizer step, over all processes."""
-    return classifier.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    return images_per_batch(trainer, classifier) * trainer.accumulate_grad_batches
 
 
 def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_before: float, ratio: float) -> None:

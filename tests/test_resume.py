@@ -329,6 +329,17 @@ def test_a_checkpoint_outside_a_run_folder_gets_a_new_one(copy: Path) -> None:
     assert len(list(Path("runs").glob("*/*/result.json"))) == 2
 
 
+def test_batches_of_another_size_start_the_epoch_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--net", "lenet", "--save_every_steps", "1", "--max_epochs", "2"]
+    stopped_and_continued(words, folder := tmp_path / "run", [2], kill=True, to_the_end=False)
+    smaller = ["--batch_size", "4", "--trainer.accumulate_grad_batches", "2", "--trainer.limit_train_batches", "8"]
+    assert train(["--resume", str(folder), *smaller]) == 0  # as many images for a step, in twice as many batches
+    assert "starts again from its first image" in capfd.readouterr().out
+    saved = int(rows(folder)[0]["step"]) - 4  # what was saved before the kill, then four in each epoch
+    assert 1 <= saved <= 2
+    assert [int(row["step"]) for row in rows(folder)] == [saved + 4, saved + 8]
+
+
 def test_steps_of_another_size_start_the_epoch_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["--net", "lenet", "--save_every_steps", "1", "--max_epochs", "3"]
     stopped_and_continued(words, folder := tmp_path / "run", [6], kill=True, to_the_end=False)
@@ -352,6 +363,7 @@ def test_steps_of_another_size_start_the_epoch_again(tmp_path: Path, capfd: pyte
             ["amsgrad", "--init_from"],
         ),
         (["--resume", "runs/x/run", "--run_dir", "other", "--max_epochs", "4"], ["other", "another run"]),
+        (["--resume", "last", "--fast_dev_run"], ["leave out --resume"]),
         (["--resume", "nowhere"], ["nowhere", "no such file"]),
         (["--resume", "last", "--run_dir", "nowhere"], ["nowhere"]),
     ],
