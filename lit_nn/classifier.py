@@ -108,7 +108,10 @@ class LitClassifier(L.LightningModule):
         # A reloaded network gets its weights from the checkpoint: pretrained ones are not to be fetched again.
         net_args = getattr(self.net, "rebuild_args", net_args)
         if channels_last:
-            self.net.to(memory_format=torch.channels_last)
+            try:
+                self.net.to(memory_format=torch.channels_last)
+            except RuntimeError as error:  # 3-D kernels for instance
+                raise ValueError(f"net {net} cannot be channels_last: {error}") from error
         look_up(LOSSES, loss, "loss")
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
@@ -117,7 +120,8 @@ class LitClassifier(L.LightningModule):
         self.net_size: tuple[int, int] | None = getattr(self.net, "image_size", None)  # None: it takes any size
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # (C, 1, 1)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-        weights = torch.tensor(class_weights) if isinstance(class_weights, list) else None  # (num_classes,)
+        given = class_weights if isinstance(class_weights, list) else None
+        weights = torch.tensor(given, dtype=torch.float32) if given is not None else None  # (num_classes,)
         if class_weights == "balanced":
             weights = torch.ones(len(class_names))  # their place; on_fit_start knows them
         if weights is not None and len(weights) != len(class_names):

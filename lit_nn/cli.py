@@ -8,8 +8,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -36,13 +36,14 @@ from lit_nn.callbacks import (
     RunFacts,
     TensorBoardPictures,
 )
-from lit_nn.checkpoint import SafeCheckpointIO, load_classifier
+from lit_nn.checkpoint import SafeCheckpointIO, load_classifier, read_checkpoint
 from lit_nn.choices import flat
 from lit_nn.classifier import LitClassifier
 from lit_nn.commands import brief
 from lit_nn.config import explain, read_config, values_of
 from lit_nn.flags import UsageError, flags, nearest, to_dotted
 from lit_nn.loop import LeanEpochLoop
+from lit_nn.models import data_arguments
 from lit_nn.nets import count_parameters
 from lit_nn.previous import NothingToDo, PreviousRun
 from lit_nn.resume import EMA, Checkpoints, ExactState, TrainingError, leave_signals_alone
@@ -76,14 +77,22 @@ class LitCLI(LightningCLI):
         distributed.join(self.launcher)
         distributed.wait_for_first()
         words = to_dotted(argv)
+        if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+            option = words[0].partition("=")[0]
+            raise UsageError(f"{option} stands before the subcommand; it comes first: fit, validate, test or predict")
         files, resumed = values_of("--config", words), values_of("--ckpt_path", words)
         for file in files:
-            read_config(Path(file))
+            if read_config(Path(file)).get("ckpt_path") and words[:1] == ["fit"]:
+                raise UsageError(f"{file} names a ckpt_path; to continue a run, type --resume with it")
         self.previous: PreviousRun | None = None  # the run that is continued
+        self.trained: dict[str, Any] = {}  # what a checkpoint that is tested says of its data
+        if words[:1] != ["fit"] and resumed:
+            self.trained = data_arguments(read_checkpoint(resumed[-1]))
         if words[:1] == ["fit"] and resumed:
             run_dirs = values_of("--run_dir", words)
             self.previous = PreviousRun(resumed[-1], run_dirs[-1] if run_dirs else None, trusted=bool(files))
         self.run_dir: Path | None = None  # stays None where nothing is written
+        self._lock: FileLock | None = None  # on the run folder
         try:
             super().__init__(
                 LitClassifier,
@@ -99,6 +108,9 @@ class LitCLI(LightningCLI):
             )
         except argparse.ArgumentError as error:
             raise UsageError(explain(error, self._option_names())) from error
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     # --- parse --------------------------------------------------------------------------------------------------------
 
@@ -114,7 +126,10 @@ class LitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words given to the constructor, over the settings of the run that is continued."""
-        if self.previous is None:
+        if self.trained:
+            before = parser.parse_object({"subcommand": args[0], args[0]: self.trained})
+            self.config = parser.parse_args(args, namespace=before)
+        elif self.previous is None:
             self.config = parser.parse_args(args)
         else:
             before = parser.parse_object({"subcommand": "fit", "fit": self.previous.settings})
@@ -175,6 +190,9 @@ class LitCLI(LightningCLI):
                     f"the checkpoint knows the classes {self.model.hparams['class_names']}, "
                     f"the data set has {list(self.datamodule.class_names)}; choose the data set with --data"
                 )
+            shapes = [tuple(owner) for owner in (self.model.hparams["image_shape"], self.datamodule.image_shape)]
+            if shapes[0] != shapes[1]:
+                raise UsageError(f"the checkpoint takes images of the shape {shapes[0]}, the data set has {shapes[1]}")
         distributed.join(getattr(self.trainer.strategy, "cluster_environment", None))
         if self.subcommand != "fit":
             distributed.go()
@@ -183,6 +201,8 @@ class LitCLI(LightningCLI):
         """The folder for what the run writes: the one asked for, or a new one."""
         settings = self.settings
         if settings.trainer.fast_dev_run:
+            if self.previous is not None:
+                raise UsageError("--fast_dev_run tries a new run; leave out --resume")
             return None
         if settings.run_dir is None:
             kind = f"{data_name(settings)}-{settings.model.net.replace('/', '-')}"
@@ -260,6 +280,8 @@ class LitCLI(LightningCLI):
             self._continue(self.previous)
         elif self.settings.init_from:
             rank_zero_only(print)(init_from(self.model.net, self.settings.init_from))
+        if self.run_dir is not None and self.trainer.is_global_zero:
+            self._hold(self.run_dir)
         if self.settings.tune is not None and self.run_dir is not None:
             self._tune(self.settings.tune, self.run_dir)
         if self.trainer.is_global_zero:
@@ -270,12 +292,24 @@ class LitCLI(LightningCLI):
                 f"{data_name(self.settings)} ({', '.join(parts)} images, {len(self.datamodule.class_names)} classes)"
             )
         if self.run_dir is not None and self.trainer.is_global_zero:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
             if self.previous is not None:
                 self.previous.copy_to(self.run_dir)
             with atomic_path(self.run_dir / "config.yaml") as path:
                 path.write_text(yaml.safe_dump(self.plain_config(), sort_keys=False), encoding="utf-8")
         distributed.go()
+
+    def _hold(self, folder: Path) -> None:
+        """Keep other processes from training in the same folder, as long as this one lives."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(
+                f"{folder} is being trained by another process; wait for it, or give another --run_dir"
+            ) from error
+        except NotImplementedError:  # a file system without locks
+            self._lock = None
 
     def _check_length(self) -> None:
         for name in ("max_epochs", "max_steps", "limit_train_batches"):
@@ -300,8 +334,7 @@ class LitCLI(LightningCLI):
 
     def _tune(self, what: str, folder: Path) -> None:
         plot = folder / "lr_find.png"
-        with self._in_one_message():
-            value = tune(what, self.model, self.datamodule, self.trainer, plot)
+        value = tune(what, self.model, self.datamodule, self.trainer, plot)
         if what == "lr":
             self.model.hparams["lr"] = self.settings.model.lr = value
         else:
@@ -329,8 +362,7 @@ class LitCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train; a loss that is no number any more ends it with what is needed to find out why."""
         try:
-            with self._in_one_message():
-                self.trainer.fit(**kwargs)
+            self.trainer.fit(**kwargs)
         except FloatingPointError as error:
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             last = self.checkpoints.last if self.run_dir is not None else None
@@ -342,11 +374,10 @@ class LitCLI(LightningCLI):
         if self.run_dir is not None:
             self.run_dir = self.checkpoints.folder.parent  # the first process's
 
-    @contextmanager
-    def _in_one_message(self) -> Iterator[None]:
-        """Say shortly what goes wrong only when steps are taken."""
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, and say shortly what goes wrong only when steps are taken."""
         try:
-            yield
+            super()._run_subcommand(subcommand)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the memory of {self.trainer.strategy.root_device} is full with batches of "
@@ -355,8 +386,11 @@ class LitCLI(LightningCLI):
             ) from error
         except MisconfigurationException as error:  # some options are only found not to fit together now
             raise UsageError(brief(error)) from error
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             hints = {
+                "Expected more than 1 value per channel": "give a larger --batch_size",
+                "C++ compiler": "--compile needs one, g++ for instance",
+                "C compiler": "--compile needs one, gcc for instance",
                 "does not have a deterministic implementation": "--trainer.deterministic warn goes on without",
                 "does not allow for gradient clipping": "leave out --model.optimizer_args.fused, or --clip_grad",
             }
@@ -387,7 +421,7 @@ class LitCLI(LightningCLI):
         names = self.model.hparams["class_names"]
         path = Path(self.settings.run_dir or ".") / "predictions.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "label", "probability"])
             for row, (value, label) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):

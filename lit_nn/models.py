@@ -113,7 +113,7 @@ def answer(path: str, images: str, results: str, checkpoint: str) -> None:
     pixels = np.load(images)
     logits, probabilities = model.run_all(pixels)
     few = {f"batch {size}": model.run(pixels[:size])[0] for size in BATCHES}
-    np.savez(results, logits=logits, probabilities=probabilities, **few)
+    np.savez(results, logits=logits, probabilities=probabilities, **few)  # type: ignore[arg-type]  # names are free
 
 
 def _with_state_dict(path: str, checkpoint: str) -> Model:
@@ -141,6 +141,29 @@ def data_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
         return {"class": settings["data"]["class_path"].rpartition(".")[2], "options": options}
     except (AttributeError, KeyError, TypeError):
         return {}
+
+
+def data_arguments(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the command line that choose the data set of a checkpoint, in its split and at its size.
+
+    Args:
+        checkpoint: As `lit_nn.checkpoint.read_checkpoint` gives it.
+
+    Returns:
+        "data" and "seed_everything", as in a YAML file; empty if it does not name a data set of this project.
+    """
+    from data_modules import DATA_MODULES
+
+    settings = data_settings(checkpoint)
+    data_class = next((cls for cls in DATA_MODULES.values() if cls.__name__ == settings.get("class")), None)
+    if data_class is None:
+        return {}
+    options = {name: value for name, value in settings["options"].items() if name not in ("mirrors", "seed")}
+    if "image_size" in inspect.signature(data_class).parameters:
+        channels, height, _ = checkpoint["hyper_parameters"]["image_shape"]
+        options |= {"image_size": height, "channels": channels}
+    data = {"class_path": f"data_modules.{data_class.__name__}", "init_args": options}
+    return {"data": data, "seed_everything": settings["options"]["seed"]}
 
 
 def data_of(model: Model, name: str | None = None, data_dir: str | None = None) -> "ImageDataModule":

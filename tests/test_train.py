@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, Command
+from filelock import FileLock
 from snippets import snippets
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,7 +22,7 @@ from data_modules.augment import AUGMENTATIONS
 from data_modules.batches import Batch
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from lit_nn import LitClassifier, load_classifier
-from lit_nn.cli import quieten
+from lit_nn.cli import LitCLI, quieten
 from lit_nn.commands import lightning_cli, train
 from lit_nn.commands import run as run_command
 from lit_nn.flags import flags, listed
@@ -261,6 +262,7 @@ def test_help_shows_the_true_defaults(capsys: pytest.CaptureFixture[str]) -> Non
         (["--trainer.limit_val_batches", "0", "--schedule", "plateau"], ["--schedule plateau", "limit_val_batches"]),
         (["--label_smoothing", "10"], ["label_smoothing is 10", "from 0 to 1"]),
         (["--weight_decay", "-1"], ["weight_decay is -1", "0 or more"]),
+        (["--net", "conv3d_cnn", "--channels_last"], ["conv3d_cnn", "channels_last"]),  # tutorial
         (["--model.optimizer_args.betas", "[0.9]"], ["optimizer adamw", "betas"]),
         (["--learning_rate", "0.1"], ["'learning_rate'. Did you mean lr? "]),
         (["--gpus", "2"], ["'gpus'. Did you mean accelerator or devices? "]),
@@ -342,7 +344,50 @@ def test_wrong_yaml_is_refused_and_runs_nothing(
     sys.modules.pop("antigravity", None)
     assert train(["--config", str(path)]) == 2
     assert named in capsys.readouterr().err
+    nested = tmp_path / "nested.yaml"
+    nested.write_text("fit:\n" + "".join(f"  {line}\n" for line in text.splitlines()))
+    assert lightning_cli(["--config", str(nested), "fit"]) == 2
+    assert "--config stands before the subcommand" in capsys.readouterr().err
     assert "antigravity" not in sys.modules
+
+
+def test_a_checkpoint_in_a_yaml_file_is_not_passed_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "more.yaml"
+    path.write_text(f"ckpt_path: {run}/checkpoints/last.ckpt\n")
+    assert train(["--config", str(path), "--max_epochs", "3"]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_tested_on_the_split_that_it_was_trained_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "2", "--max_epochs", "1"]
+    split = ["--seed", "3", "--data.val_fraction", "0.3"]
+    assert train([*words, *split, "--run_dir", str(tmp_path / "run")]) == 0
+    best = ["--ckpt_path", str(tmp_path / "run" / "checkpoints" / "best.ckpt"), "--accelerator", "cpu"]
+    for more, seed in ([], 3), (["--seed", "4"], 4), (["--config", str(tmp_path / "run" / "config.yaml")], 3):
+        cli = LitCLI(["validate", *more, *best])
+        assert (cli.datamodule.seed, cli.datamodule.val_fraction) == (seed, 0.3)
+        if seed == 3:
+            expected = float((tmp_path / "run" / "metrics.csv").read_text().splitlines()[-1].rpartition(",")[2])
+            assert cli.trainer.callback_metrics["val_acc"].item() == pytest.approx(expected, abs=1e-6)
+    assert lightning_cli(["test", *best, "--data", "cifar10"]) == 2
+    assert "knows the classes" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_in_one_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
+    with FileLock(copy / ".lock"):
+        assert train(["--resume", str(copy), "--max_epochs", "3"]) == 2
+        assert "another process" in capsys.readouterr().err
+        assert train(["--run_dir", str(copy.with_name("other")), *FAST]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert train(["--resume", str(copy), "--max_epochs", "3"]) == 0
 
 
 def test_what_is_only_found_in_training_ends_in_one_message(
@@ -352,6 +397,11 @@ def test_what_is_only_found_in_training_ends_in_one_message(
     words = ["--schedule", "plateau", "--trainer.check_val_every_n_epoch", "2", "--run_dir", str(tmp_path / "a")]
     assert train([*few, *words]) == 2
     assert "val_loss which is not available" in capsys.readouterr().err.splitlines()[-1]
+
+    assert train([*few, "--trainer.limit_test_batches", "0.1", "--run_dir", str(tmp_path / "b")]) == 2
+    assert "limit_test_batches" in capsys.readouterr().err.splitlines()[-1]
+    assert train(["--net", "torchvision/resnet18", "--batch_size", "1", "--fast_dev_run", "--accelerator", "cpu"]) == 2
+    assert "give a larger --batch_size" in capsys.readouterr().err.splitlines()[-1]
 
     monkeypatch.setitem(LOSSES, "cross_entropy", lambda *_: torch.tensor(torch.nan))
     checkpoint = str(run / "checkpoints" / "best.ckpt")
