@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ SCORES = ("precision", "recall", "f1")  # of each class
 BINS = 15  # of confidence, in the calibration error and the reliability diagram
 MISTAKES = 30  # on the sheet
 COLUMNS = 6  # of that sheet
+MOST_DOTS = 8000  # of a side of the confusion matrix, however many classes it has
 MOST_NUMBERS = 30  # classes up to which the confusion matrix has its counts written in
 LONGEST_NAME = 22  # letters of a class's name that a picture shows
 
@@ -167,7 +169,8 @@ def confusion_figure(answers: Answers, title: str) -> Figure:
     count = len(names)
     cell = 0.62 if count <= MOST_NUMBERS else max(0.14, 18 / count)
     letters = 0.09 * max(map(len, names))
-    figure = Figure((max(7, cell * count + letters + 1.8), cell * count + letters + 1.2), 150, layout="constrained")
+    size_inches = max(7, cell * count + letters + 1.8), cell * count + letters + 1.2
+    figure = Figure(size_inches, min(150, MOST_DOTS / max(size_inches)), layout="constrained")
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -265,14 +268,18 @@ def write_report(answers: Answers, images: NDArray[np.uint8], title: str, folder
     folder.mkdir(parents=True, exist_ok=True)
     found = metrics(answers)
     text = json.dumps({"title": title, **found}, indent=2, ensure_ascii=False)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     rows = [[name, *(row[number] for number in (*SCORES, "support"))] for name, row in found["per_class"].items()]
-    _write_csv(folder / "per_class.csv", [["class", *SCORES, "support"], *rows])
     matrix = [[name, *counts] for name, counts in zip(answers.class_names, answers.confusion.tolist(), strict=True)]
-    _write_csv(folder / "confusion.csv", [["true class \\ predicted class", *answers.class_names], *matrix])
-    confusion_figure(answers, title).savefig(folder / "confusion.png")
-    mistakes_figure(answers, images, title).savefig(folder / "mistakes.png")
-    reliability_figure(answers, title).savefig(folder / "reliability.png")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:  # a report of before is replaced by a complete one
+        part = Path(temporary)
+        (part / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        _write_csv(part / "per_class.csv", [["class", *SCORES, "support"], *rows])
+        _write_csv(part / "confusion.csv", [["true class \\ predicted class", *answers.class_names], *matrix])
+        confusion_figure(answers, title).savefig(part / "confusion.png")
+        mistakes_figure(answers, images, title).savefig(part / "mistakes.png")
+        reliability_figure(answers, title).savefig(part / "reliability.png")
+        for file in sorted(part.iterdir()):
+            file.replace(folder / file.name)
     return found
 
 

@@ -110,6 +110,20 @@ def test_csv(in_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "1 of 9 files" in capsys.readouterr().err
 
 
+def test_a_csv_file_is_replaced_by_a_complete_one(
+    in_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path := tmp_path / "out.csv").write_text("what was before")
+
+    def interrupted(*_: object) -> Iterator[None]:
+        yield from ()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_nn.predict.predict_files", interrupted)
+    assert main(["model.onnx", "pictures", "--csv", str(path)]) == 130
+    assert path.read_text() == "what was before"
+
+
 def test_patterns_and_names_that_look_like_them(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(as_json(["model.onnx", "pictures/[0-2].png"], capsys)) == 3
     assert len(as_json(["model.onnx", "pictures/**/*.webp"], capsys)) == 1

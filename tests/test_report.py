@@ -50,6 +50,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_report_is_replaced_by_a_complete_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((50, 1, 8, 8), np.uint8)
+    write_report(made_up(50, 5), images, "first", tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def interrupted(*_: object) -> Figure:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_nn.report.reliability_figure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(made_up(50, 5, seed=1), images, "second", tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_matrix_of_many_classes_still_fits_on_a_screen() -> None:
+    figure = confusion_figure(made_up(2000, 600), "many")
+    assert max(figure.get_size_inches()) * figure.dpi <= 8001
+
+
 @pytest.mark.parametrize(("count", "classes"), [(1000, 10), (7, 5), (300, 3), (1, 2)])
 def test_numbers_are_those_of_scikit_learn(count: int, classes: int, tmp_path: Path) -> None:
     score = pytest.importorskip("sklearn.metrics")
