@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -129,32 +129,46 @@ def _build(
             f"{images_path.parent}, where {free / 1e9:.1f} GB are free; choose a smaller --data.image_size, or "
             "name another folder in the environment variable LIT_NN_CACHE"
         )
+    with atomic_path(images_path) as temporary:
+        index = _decode(paths, shape, temporary)
+    with atomic_path(index_path) as temporary:
+        np.savez(temporary, key=key, **index)
+
+
+def _decode(paths: list[Path], shape: tuple[int, int, int, int], images_path: Path) -> dict[str, Any]:
+    """Decode all pictures into a file, which nothing holds open afterwards: Windows could not rename it.
+
+    Returns:
+        What else is kept of them.
+    """
+    _, channels, image_size, _ = shape
     moments, digests = np.zeros((len(paths), 2, channels), np.float32), np.zeros(len(paths), np.uint64)
     failures: dict[int, str] = {}
+    images = np.lib.format.open_memmap(images_path, "w+", np.uint8, shape)
+
+    def decode(start: int) -> int:
+        rows = slice(start, min(start + BLOCK, len(paths)))
+        block = np.zeros((rows.stop - start, *shape[1:]), np.uint8)
+        for place, path in enumerate(paths[rows]):
+            try:
+                block[place] = prepare_picture(path, image_size, channels)
+            except PictureError as error:
+                failures[start + place] = str(error)
+            digests[start + place] = picture_digest(block[place])
+        pixels = block.reshape(*block.shape[:2], -1).astype(np.float32) / 255  # (n, C, S * S)
+        moments[rows, 0], moments[rows, 1] = pixels.mean(2), (pixels * pixels).mean(2)
+        images[rows] = block
+        return len(block)
+
     # Threads, because Pillow lets others run while it decodes, and they need no start-up of their own.
-    with atomic_path(images_path) as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-
-        def decode(start: int) -> int:
-            rows = slice(start, min(start + BLOCK, len(paths)))
-            block = np.zeros((rows.stop - start, *shape[1:]), np.uint8)
-            for place, path in enumerate(paths[rows]):
-                try:
-                    block[place] = prepare_picture(path, image_size, channels)
-                except PictureError as error:
-                    failures[start + place] = str(error)
-                digests[start + place] = picture_digest(block[place])
-            pixels = block.reshape(*block.shape[:2], -1).astype(np.float32) / 255  # (n, C, S * S)
-            moments[rows, 0], moments[rows, 1] = pixels.mean(2), (pixels * pixels).mean(2)
-            images[rows] = block
-            return len(block)
-
-        with tqdm(total=len(paths), unit=" pictures", desc="decoding") as bar:
-            for count in pool.map(decode, range(0, len(paths), BLOCK)):
-                bar.update(count)
-        images.flush()
-    with atomic_path(index_path) as temporary:
-        np.savez(temporary, key=key, failures=json.dumps(failures), moments=moments, digests=digests)
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(paths), unit=" pictures", desc="decoding") as bar,
+    ):
+        for count in pool.map(decode, range(0, len(paths), BLOCK)):
+            bar.update(count)
+    images.flush()
+    return {"failures": json.dumps(failures), "moments": moments, "digests": digests}
 
 
 def _suggestion(paths: list[Path]) -> tuple[int, int]:
