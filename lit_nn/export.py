@@ -406,7 +406,7 @@ def main(words: list[str]) -> None:
         raise UsageError(f"--int8 is a kind of ONNX: it goes with --format onnx or all, not {options.format}")
     if not options.tolerance >= 0:
         raise UsageError(f"--tolerance is {options.tolerance}; it must be 0 or more, for instance 1e-4")
-    output = options.output or options.checkpoint.with_suffix("")
+    output = options.output or Path(os.path.splitext(options.checkpoint)[0])  # noqa: PTH122 ("." has no suffix)
     if output.suffix in {made.suffix for made in FORMATS.values()}:  # which may be left out
         if formats != [name for name in FORMATS if FORMATS[name].suffix == output.suffix]:
             raise UsageError(f"--output {output} does not fit --format: give it without the suffix {output.suffix}")

@@ -193,6 +193,11 @@ class Depends(nn.Module):
         return self.linear(x)
 
 
+def test_a_folder_is_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["."]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_a_network_that_no_graph_can_hold_is_refused_and_the_others_are_written(
     fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
