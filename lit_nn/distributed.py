@@ -1,7 +1,7 @@
 """Several processes that are one run: who started them, who speaks for them, and what happens when one of them dies.
 
 Sharing out the work is Lightning's and PyTorch's part. What they leave open is a process that dies, killed or out of
-memory or with its machine: gloo's error names no rank, NCCL waits half an hour, a launcher names it on one machine only,
+memory or with its machine: gloo's error names no rank, NCCL waits 30 minutes, a launcher names it on one machine only,
 and kills the other processes there before heartbeats in a `TCPStore` could tell that one has gone silent. So every
 process holds a connection to the first one, for one byte: its exit status. The operating system closes it however a
 process ends, and one that ends without having sent the byte has died.
