@@ -37,7 +37,7 @@ class Draws:
         return numbers[self.rank :: self.world_size]
 
 
-def _beside(images: Tensor, numbers: Tensor) -> Tensor:
+def _to_device_of(images: Tensor, numbers: Tensor) -> Tensor:
     """Drawn numbers on the device of the images."""
     # CUDA has taken them over when this returns, before they arrive; other devices might read them when they are gone.
     return numbers.to(images.device, non_blocking=images.is_cuda)
@@ -58,7 +58,7 @@ def flip(images: Tensor, draws: Draws) -> Tensor:
     Returns:
         uint8 (B, C, H, W).
     """
-    return _flipped(images, _beside(images, draws.rand(len(images)) < 0.5))
+    return _flipped(images, _to_device_of(images, draws.rand(len(images)) < 0.5))
 
 
 def flip_alternating(images: Tensor, epoch: int) -> Tensor:
@@ -95,8 +95,8 @@ def translate(images: Tensor, draws: Draws) -> Tensor:
     up, left = round(height / 16), round(width / 16)
     padded = F.pad(images, (left, left, up, up), mode="reflect")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 up + 1, 2 left + 1, H, W), a view
-    y = _beside(images, draws.randint(2 * up + 1, batch))
-    x = _beside(images, draws.randint(2 * left + 1, batch))
+    y = _to_device_of(images, draws.randint(2 * up + 1, batch))
+    x = _to_device_of(images, draws.randint(2 * left + 1, batch))
     return windows[torch.arange(batch, device=images.device), :, y, x]
 
 
@@ -110,7 +110,7 @@ def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, draws: 
     def inside(sizes: Tensor, length: int) -> Tensor:
         """Which rows or columns, of as many as the length says, the boxes cover; bool (B, length)."""
         first = draws.randint(length, batch) - sizes // 2
-        edges = _beside(images, torch.stack([first, first + sizes])[..., None])  # (2, B, 1)
+        edges = _to_device_of(images, torch.stack([first, first + sizes])[..., None])  # (2, B, 1)
         place = torch.arange(length, device=device)
         return (place >= edges[0]) & (place < edges[1])
 
@@ -146,7 +146,7 @@ def brightness_contrast(images: Tensor, draws: Draws) -> Tensor:
     Returns:
         uint8 (B, C, H, W).
     """
-    drawn = _beside(images, draws.rand(2, len(images))[..., None, None, None])
+    drawn = _to_device_of(images, draws.rand(2, len(images))[..., None, None, None])
     contrast, brightness = 0.4 * drawn - 0.2  # (B, 1, 1, 1) each
     pixels = images.float()
     # (pixels - mean) * (1 + contrast) + mean + 255 brightness, in fewer passes over the pixels
@@ -169,7 +169,7 @@ def mixup(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor
     Returns:
         Mixed uint8 images (B, C, H, W) and float targets (B, K).
     """
-    share = _beside(images, draws.rand(len(images)))  # (B,) of the neighbour
+    share = _to_device_of(images, draws.rand(len(images)))  # (B,) of the neighbour
     images = torch.lerp(images.float(), images.roll(1, 0).float(), share[:, None, None, None]).round().to(torch.uint8)
     return images, torch.lerp(targets, targets.roll(1, 0), share[:, None])
 

@@ -139,7 +139,8 @@ def _decode(paths: list[Path], shape: tuple[int, int, int, int], images_path: Pa
     """Decode all pictures into a file, which nothing holds open afterwards: Windows could not rename it.
 
     Returns:
-        What else is kept of them.
+        What else is kept of the N pictures: "moments", the means of the pixels and of their squares, (N, 2, C);
+        "digests" (N,); and "failures", the reasons why some could not be read, as JSON.
     """
     _, channels, image_size, _ = shape
     moments, digests = np.zeros((len(paths), 2, channels), np.float32), np.zeros(len(paths), np.uint64)

@@ -120,8 +120,9 @@ class LitClassifier(L.LightningModule):
         self.net_size: tuple[int, int] | None = getattr(self.net, "image_size", None)  # None: it takes any size
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # (C, 1, 1)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-        given = class_weights if isinstance(class_weights, list) else None
-        weights = torch.tensor(given, dtype=torch.float32) if given is not None else None  # (num_classes,)
+        weights = None  # or (num_classes,)
+        if isinstance(class_weights, list):
+            weights = torch.tensor(class_weights, dtype=torch.float32)
         if class_weights == "balanced":
             weights = torch.ones(len(class_names))  # their place; on_fit_start knows them
         if weights is not None and len(weights) != len(class_names):

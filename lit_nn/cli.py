@@ -190,9 +190,9 @@ class LitCLI(LightningCLI):
                     f"the checkpoint knows the classes {self.model.hparams['class_names']}, "
                     f"the data set has {list(self.datamodule.class_names)}; choose the data set with --data"
                 )
-            shapes = [tuple(owner) for owner in (self.model.hparams["image_shape"], self.datamodule.image_shape)]
-            if shapes[0] != shapes[1]:
-                raise UsageError(f"the checkpoint takes images of the shape {shapes[0]}, the data set has {shapes[1]}")
+            taken, given = tuple(self.model.hparams["image_shape"]), tuple(self.datamodule.image_shape)
+            if taken != given:
+                raise UsageError(f"the checkpoint takes images of the shape {taken}, the data set has {given}")
         distributed.join(getattr(self.trainer.strategy, "cluster_environment", None))
         if self.subcommand != "fit":
             distributed.go()

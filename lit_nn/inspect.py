@@ -188,7 +188,7 @@ def _print_networks(image_shape: tuple[int, int, int], num_classes: int) -> None
         try:
             parameters = f"{count_parameters(build_net(name, image_shape[0], num_classes, image_shape[1:])):,}"
         except ValueError:  # it cannot work on such images
-            parameters = "none"
+            parameters = "does not fit"
         rows.append([name, arguments(cls), parameters])
     for name in torchvision_names():  # building all of them would take minutes; what was published is on record
         published = models.get_model_weights(name).DEFAULT.meta["num_params"]

@@ -299,21 +299,26 @@ def _print_json(results: Iterable[Result]) -> None:
 
 def _write_csv(results: Iterable[Result], path: Path, top_k: int) -> None:
     """Write a row for each file: path, label, probability, label_2, probability_2 and so on, error."""
-    # Under another name until it is complete, unless it is a device or a pipe.
+    # Under another name until it is complete, unless it is a device or a pipe; atomic_path would import torch.
     part = path.with_name(f".{path.name}.part") if path.is_file() or not path.exists() else path
-    with part.open("w", newline="", encoding="utf-8") as target:
-        writer = csv.writer(target)
-        numbers = ["", *(f"_{number}" for number in range(2, top_k + 1))]
-        names = [name + number for number in numbers for name in ("label", "probability")]
-        writer.writerow(["path", *names, "error"])
-        for name, found in results:
-            if isinstance(found, Prediction):
-                pairs = zip(found.labels, found.probabilities, strict=True)
-                writer.writerow([name, *(cell for label, share in pairs for cell in (label, f"{share:.6f}")), ""])
-            else:
-                writer.writerow([name, *[""] * len(names), found])
-    if part != path:
-        part.replace(path)
+    try:
+        with part.open("w", newline="", encoding="utf-8") as target:
+            writer = csv.writer(target)
+            numbers = ["", *(f"_{number}" for number in range(2, top_k + 1))]
+            names = [name + number for number in numbers for name in ("label", "probability")]
+            writer.writerow(["path", *names, "error"])
+            for name, found in results:
+                if isinstance(found, Prediction):
+                    pairs = zip(found.labels, found.probabilities, strict=True)
+                    cells = (cell for label, share in pairs for cell in (label, f"{share:.6f}"))
+                    writer.writerow([name, *cells, ""])
+                else:
+                    writer.writerow([name, *[""] * len(names), found])
+        if part != path:
+            part.replace(path)
+    finally:
+        if part != path:
+            part.unlink(missing_ok=True)
 
 
 @command

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_nn import LitClassifier
 from lit_nn.losses import LOSSES, LossName, balanced_weights
 
 # Softmax of (0, log 3) is (1/4, 3/4).
@@ -76,3 +77,9 @@ def test_balanced_weights() -> None:
 
 def test_names() -> None:
     assert tuple(LOSSES) == get_args(LossName)
+
+
+def test_whole_numbers_as_class_weights_weigh_mixed_targets() -> None:
+    classifier = LitClassifier(["a", "b"], (1, 28, 28), [0.5], [0.5], class_weights=[1, 3])
+    loss = LOSSES["mse"](torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]), 0.0, classifier.class_weights)
+    assert loss.item() == pytest.approx(0.25)

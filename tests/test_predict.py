@@ -122,6 +122,7 @@ def test_a_csv_file_is_replaced_by_a_complete_one(
     monkeypatch.setattr("lit_nn.predict.predict_files", interrupted)
     assert main(["model.onnx", "pictures", "--csv", str(path)]) == 130
     assert path.read_text() == "what was before"
+    assert [file.name for file in tmp_path.iterdir() if "out.csv" in file.name] == ["out.csv"]
 
 
 def test_patterns_and_names_that_look_like_them(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
