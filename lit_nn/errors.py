@@ -1,0 +1,54 @@
+"""Errors that a user can cause, and the names that may be chosen. Nothing here imports torch."""
+
+import difflib
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """Something was asked for that cannot be done; the message says what was given and what is allowed."""
+
+    exit_status = 2
+
+
+class ModelError(Exception):
+    """A file is not a model of this project; the message says what is wrong with it."""
+
+    exit_status = 1
+
+
+def did_you_mean(given: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
+    """The allowed names most like a mistyped one, for a message: " Did you mean lenet?", or ""."""
+    close = difflib.get_close_matches(str(given), list(dict.fromkeys(allowed)), n=3, cutoff=cutoff)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """Find a named entry.
+
+    Args:
+        table: Everything that may be chosen.
+        name: What was asked for.
+        what: The kind of thing it is, for the message ("net", "loss", "option of sgd").
+
+    Raises:
+        UsageError: If there is none; the message has the nearest names and all allowed ones.
+    """
+    if name in table:
+        return table[name]
+    raise UsageError(f"unknown {what} '{name}'.{did_you_mean(name, table)} Allowed: {', '.join(table) or 'none'}")
+
+
+def brief(error: BaseException) -> str:
+    """The first line of what an error says; its kind if it says nothing."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def place(error: BaseException) -> str:
+    """File and line of the innermost call outside of installed packages, where an error came from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in Path(f.filename).parts]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"
