@@ -1,20 +1,41 @@
 """Everything about data: `ImageDataModule`, and the data sets that ``--data`` can name.
 
-A data set is one file in this folder, with one subclass of `ImageDataModule`, and one import line below. It is then in
-`DATA_MODULES`, and with it in the help, the commands and the tests. Its name is the name of its file.
+A data set is one file in this folder, with one subclass of `ImageDataModule`, and one line in `DATA_SETS`; then it is
+in the help, the commands and the tests. Nothing is imported before it is used: torch and Lightning take seconds.
 """
 
-# "import X as X" says to linters and type checkers that X is meant to be imported from here.
-from data_modules.base import DataError as DataError
-from data_modules.base import ImageDataModule as ImageDataModule
-from data_modules.cifar10 import CIFAR10 as CIFAR10
-from data_modules.fashion_mnist import FashionMNIST as FashionMNIST
-from data_modules.fashion_mnist_sample import FashionMNISTSample as FashionMNISTSample
-from data_modules.image_folder import ImageFolder as ImageFolder
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
 
-DATA_MODULES: dict[str, type[ImageDataModule]] = {
-    cls.__module__.rpartition(".")[2]: cls
-    for cls in list(globals().values())
-    if isinstance(cls, type) and issubclass(cls, ImageDataModule) and cls is not ImageDataModule
+from data_modules.errors import DataError as DataError
+from data_modules.errors import DataNote as DataNote
+from data_modules.errors import OptionError as OptionError
+
+if TYPE_CHECKING:
+    from data_modules.base import ImageDataModule as ImageDataModule
+
+DATA_SETS: dict[str, str] = {
+    "cifar10": "CIFAR10",
+    "fashion_mnist": "FashionMNIST",
+    "fashion_mnist_sample": "FashionMNISTSample",
+    "image_folder": "ImageFolder",
 }
-"""Every data set imported above, by the name that ``--data`` takes."""
+"""Class of each data set, by the name that ``--data`` takes, which is the name of its file."""
+
+
+def data_class(name: str) -> "type[ImageDataModule]":
+    """The class of a data set; raises `OptionError` if there is none of that name."""
+    if name not in DATA_SETS:
+        near = difflib.get_close_matches(name, DATA_SETS, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise OptionError(f"unknown data set '{name}'.{hint} Allowed: {', '.join(DATA_SETS)}")
+    return getattr(importlib.import_module(f"data_modules.{name}"), DATA_SETS[name])
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class of a data set, or `ImageDataModule`, when it is asked for."""
+    modules = {"ImageDataModule": "base"} | {cls: module for module, cls in DATA_SETS.items()}
+    if name not in modules:
+        raise AttributeError(f"module 'data_modules' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"data_modules.{modules[name]}"), name)

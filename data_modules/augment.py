@@ -1,33 +1,31 @@
 """Augmentation of whole batches on the device, with its own random draw for every image.
 
 The draws come from a CPU generator and only then move to the device, so a run repeats itself on every device. Nothing
-here waits for a CUDA device, which has yet to compute the steps before.
+here waits for a CUDA device, which has yet to compute the steps before. Images are uint8 (B, C, H, W), and targets the
+probabilities of the classes, float (B, K).
 """
 
 import difflib
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from data_modules.errors import OptionError
+
 
 class Draws:
     """Random numbers for the images of a batch, which an image gets whatever process it is on.
 
-    Of a batch that several processes share, each draws for all images and keeps what is for its own.
-
-    Args:
-        generator: Where the numbers come from, a CPU generator in the same state on all processes.
-        rank: Number of this process; it has the images rank, rank + world_size, ... of the whole batch.
-        world_size: Number of processes.
+    Of a batch that several processes share, each draws for all images, from a CPU generator in the same state, and
+    keeps what is for its own: the images rank, rank + world_size, ... of the whole batch.
     """
 
     def __init__(self, generator: Generator, rank: int = 0, world_size: int = 1) -> None:
         self.generator, self.rank, self.world_size = generator, rank, world_size
 
     def rand(self, *size: int) -> Tensor:
-        """Floats drawn evenly from 0 to 1, of the given size, whose last dimension counts the images."""
+        """Floats drawn evenly from 0 to 1, of a size whose last dimension counts the images."""
         numbers = torch.rand(*size[:-1], size[-1] * self.world_size, generator=self.generator)
         return numbers[..., self.rank :: self.world_size]
 
@@ -49,48 +47,22 @@ def _flipped(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def flip(images: Tensor, draws: Draws) -> Tensor:
-    """Mirror every other image left to right, by chance.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        draws: Where chance comes from.
-
-    Returns:
-        uint8 (B, C, H, W).
-    """
+    """Mirror every other image left to right, by chance."""
     return _flipped(images, _to_device_of(images, draws.rand(len(images)) < 0.5))
 
 
 def flip_alternating(images: Tensor, epoch: int) -> Tensor:
-    """Mirror half of the images in even epochs and the other half in odd ones.
+    """Mirror half of the images in even epochs and the other half in odd ones, so that each is seen both ways.
 
-    So every two epochs show each image both ways exactly once, which chance does not. From K. Jordan, "94% on
-    CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), section 3.6. There the half is drawn once for each image; here it
-    is the parity of the sum of its bytes, which is as good as drawn and needs no number to follow the image around.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        epoch: Number of the epoch, from 0.
-
-    Returns:
-        uint8 (B, C, H, W).
+    From K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), section 3.6. There the half is drawn once
+    for each image; here it is the parity of the sum of its bytes, and no number has to follow the image around.
     """
-    byte_sums = images.sum((1, 2, 3), dtype=torch.uint8)  # (B,), modulo 256, which keeps the parity
+    byte_sums = images.sum((1, 2, 3), dtype=torch.int32)  # (B,); in uint8, Apple's GPUs would stop at 255
     return _flipped(images, byte_sums % 2 == epoch % 2)
 
 
 def translate(images: Tensor, draws: Draws) -> Tensor:
-    """Shift each image by up to a sixteenth of its sides (2 pixels of 28 or 32, 14 of 224), and mirror what is missing.
-
-    This is the usual padding and random crop. Mirrored edges show no black bars, which no test image has.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        draws: Where chance comes from.
-
-    Returns:
-        uint8 (B, C, H, W).
-    """
+    """Shift each image by up to a sixteenth of its sides, and mirror what is missing: no test image has black bars."""
     batch, _, height, width = images.shape
     up, left = round(height / 16), round(width / 16)
     padded = F.pad(images, (left, left, up, up), mode="reflect")
@@ -101,10 +73,7 @@ def translate(images: Tensor, draws: Draws) -> Tensor:
 
 
 def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, draws: Draws) -> Tensor:
-    """Which pixels lie in each image's box, bool (B, 1, H, W).
-
-    The boxes have the given sizes (B,), and centres drawn evenly from the image, so that they may reach beyond it.
-    """
+    """Which pixels lie in each image's box, bool (B, 1, H, W); of sizes (B,), centred anywhere in the image."""
     device, batch, (height, width) = images.device, len(images), images.shape[2:]
 
     def inside(sizes: Tensor, length: int) -> Tensor:
@@ -121,15 +90,7 @@ def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, draws: 
 def cutout(images: Tensor, draws: Draws) -> Tensor:
     """Paint a rectangle of half the image's sides, centred anywhere, with the image's own mean colour.
 
-    From T. DeVries and G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017): 16
-    pixels of CIFAR-10's 32.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        draws: Where chance comes from.
-
-    Returns:
-        uint8 (B, C, H, W).
+    From T. DeVries and G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017).
     """
     size = torch.tensor(images.shape[2:]).expand(len(images), 2) // 2  # (B, 2)
     colour = images.float().mean((2, 3), keepdim=True).to(torch.uint8)  # (B, C, 1, 1)
@@ -137,15 +98,7 @@ def cutout(images: Tensor, draws: Draws) -> Tensor:
 
 
 def brightness_contrast(images: Tensor, draws: Draws) -> Tensor:
-    """Multiply each image's contrast by 0.8 to 1.2 and move its brightness by up to a fifth of the range.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        draws: Where chance comes from.
-
-    Returns:
-        uint8 (B, C, H, W).
-    """
+    """Multiply each image's contrast by 0.8 to 1.2 and move its brightness by up to a fifth of the range."""
     drawn = _to_device_of(images, draws.rand(2, len(images))[..., None, None, None])
     contrast, brightness = 0.4 * drawn - 0.2  # (B, 1, 1, 1) each
     pixels = images.float()
@@ -158,16 +111,7 @@ def mixup(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor
     """Fade each image and its target into its neighbour's, in a proportion drawn evenly from 0 to 1.
 
     From H. Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), with alpha = 1 as there for CIFAR-10. The
-    batch is in random order already, so the neighbour is as good a partner as any. Of several processes each looks for
-    neighbours among its own images.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        targets: Class probabilities, float (B, K).
-        draws: Where chance comes from.
-
-    Returns:
-        Mixed uint8 images (B, C, H, W) and float targets (B, K).
+    batch is in random order already, so the neighbour, on the same process, is as good a partner as any.
     """
     share = _to_device_of(images, draws.rand(len(images)))  # (B,) of the neighbour
     images = torch.lerp(images.float(), images.roll(1, 0).float(), share[:, None, None, None]).round().to(torch.uint8)
@@ -179,14 +123,6 @@ def cutmix(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tenso
 
     From S. Yun et al., "CutMix" (2019), with alpha = 1 as there: before the rectangle is cut at the image's edges, its
     share of the area is drawn evenly from 0 to 1.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        targets: Class probabilities, float (B, K).
-        draws: Where chance comes from.
-
-    Returns:
-        Mixed uint8 images (B, C, H, W) and float targets (B, K).
     """
     side = draws.rand(len(images)).sqrt()  # (B,) as a share of the image's sides
     height, width = images.shape[2:]
@@ -196,13 +132,8 @@ def cutmix(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tenso
 
 
 # In the order in which they are applied, whatever the order in which they were named: mixing comes last.
-_ONE_IMAGE: dict[str, Callable[[Tensor, Draws], Tensor]] = {
-    "flip": flip,
-    "translate": translate,
-    "brightness_contrast": brightness_contrast,
-    "cutout": cutout,
-}
-_MIXING: dict[str, Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]] = {"cutmix": cutmix, "mixup": mixup}
+_ONE_IMAGE = {function.__name__: function for function in (flip, translate, brightness_contrast, cutout)}
+_MIXING = {function.__name__: function for function in (cutmix, mixup)}
 AUGMENTATIONS = ["flip_alternating", *_ONE_IMAGE, *_MIXING]
 """Every name that `Augment` knows, in the order in which they are applied."""
 
@@ -211,13 +142,8 @@ class Augment:
     """A chain of augmentations for whole batches.
 
     Args:
-        spec: Names of `AUGMENTATIONS` joined by commas, such as "flip,translate,cutout", or "none".
-
-    Attributes:
-        names: The chosen augmentations, in the order in which they are applied; empty for "none".
-
-    Raises:
-        ValueError: If a name is unknown.
+        spec: Names of `AUGMENTATIONS` joined by commas, such as "flip,translate,cutout", or "none"; of another name
+            there is an OptionError. `names` has them in the order in which they are applied.
     """
 
     def __init__(self, spec: str) -> None:
@@ -225,23 +151,15 @@ class Augment:
         for name in wanted:
             if name not in AUGMENTATIONS:
                 near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
-                hint = f": did you mean {near[0]!r}?" if near else "."
-                raise ValueError(
-                    f"unknown augmentation {name!r}{hint} Allowed: {', '.join(AUGMENTATIONS)} joined by commas, or none"
-                )
+                hint = f" Did you mean {near[0]}?" if near else ""
+                allowed = f"{', '.join(AUGMENTATIONS)} joined by commas, or none"
+                raise OptionError(f"unknown augmentation '{name}'.{hint} Allowed: {allowed}")
         self.names = [name for name in AUGMENTATIONS if name in wanted]
 
     def __call__(
         self, images: Tensor, labels: Tensor, num_classes: int, draws: Draws, epoch: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Augment one batch; the given tensors stay as they are.
-
-        Args:
-            images: uint8 (B, C, H, W), on any device.
-            labels: int64 (B,), on the same device.
-            num_classes: K, the number of classes.
-            draws: Where chance comes from.
-            epoch: Number of the epoch, which only ``flip_alternating`` looks at.
+        """Augment one batch, on any device; the given tensors stay as they are.
 
         Returns:
             uint8 images (B, C, H, W), and the labels, int64 (B,), or after mixup or cutmix the probabilities of the

@@ -1,23 +1,27 @@
 """What every data set shares: splits, loaders and augmentation. A new data set is a subclass that loads arrays."""
 
+import os
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.augment import Augment, Draws
 from data_modules.batches import Batch, BatchLoader, seeded_generator, stratified_split
+from data_modules.errors import DataError as DataError
+from data_modules.errors import DataNote, require
 
 Arrays = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W) and int64 labels (N,)
 Split = Literal["train", "val", "test"]
 Parts = dict[Split, tuple[Arrays, Tensor]]  # arrays, and the int64 indices (M,) that belong to the part
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-class DataError(Exception):
-    """A data set cannot be had or used; the message says what was tried and what to do instead."""
-
-    exit_status = 1  # of the command that it ends
+def say(message: str) -> None:
+    """Tell the user something about the data, on one process only."""
+    rank_zero_warn(message, category=DataNote)
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -32,26 +36,21 @@ class ImageDataModule(L.LightningDataModule):
     Args:
         data_dir: Folder in which the data set lies, or into which it is downloaded.
         batch_size: Training images per batch and process.
-        val_fraction: Share of the training images that is held out for validation, if the data set has no
-            validation part of its own.
-        augment: What to do to training images: names joined by commas, "none", or "default" for what suits the
-            data set.
+        val_fraction: Share of the training images that is held out for validation, if there is no such part.
+        augment: What to do to training images: names joined by commas, "none", or "default" for what suits the data.
         sampling: Order of the training images in an epoch: "shuffled", or "balanced", which draws as many with
             replacement so that every class comes equally often.
-        on_device: Whether to keep the images on the accelerator, if they fit.
+        on_device: Whether to keep the images on the accelerator.
         seed: Decides the split, the order of the images and the augmentation. The CLI passes ``--seed``.
     """
 
-    class_names: ClassVar[list[str]]
-    """Name of each class, in the order of the labels."""
-    image_shape: ClassVar[tuple[int, int, int]]
-    """Channels, height and width of every image."""
-    mean: ClassVar[list[float]]
-    """Mean of each channel over the training images, with pixels scaled to [0, 1]."""
-    std: ClassVar[list[float]]
-    """Standard deviation of each channel, likewise."""
-    default_augment: ClassVar[str] = "none"
-    """What ``augment="default"`` means for this data set."""
+    class_names: ClassVar[list[str]]  # name of each class, in the order of the labels
+    image_shape: ClassVar[tuple[int, int, int]]  # channels, height and width of every image
+    mean: ClassVar[list[float]]  # of each channel over the training images, with pixels scaled to [0, 1]
+    std: ClassVar[list[float]]  # standard deviation of each channel, likewise
+    default_augment: ClassVar[str] = "none"  # what augment="default" means for this data set
+    reads_data_dir: ClassVar[bool] = True  # whether it looks into data_dir at all
+    levels: int = 65535  # which level is white in gray files of more than 8 bits, see images.decode.prepare_file
 
     def __init__(
         self,
@@ -64,18 +63,18 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
-        if sampling not in ("shuffled", "balanced"):
-            raise ValueError(f"sampling is {sampling!r}; it must be 'shuffled' or 'balanced'")
-        self.data_dir = data_dir
-        self.batch_size = batch_size
-        self.val_fraction = val_fraction
+        require("batch_size", batch_size, batch_size >= 1, "at least 1")
+        require("val_fraction", val_fraction, 0 < val_fraction < 1, "between 0 and 1")
+        require("sampling", sampling, sampling in ("shuffled", "balanced"), "shuffled or balanced")
+        self.data_dir = os.path.expanduser(data_dir)  # noqa: PTH111 (Path.expanduser raises where there is no home)
+        self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
         self.augment = Augment(self.default_augment if augment == "default" else augment)
         self.sampling, self.on_device = sampling, on_device
-        self.seed = seed
+        # The parts() of the run that goes on or is evaluated, {} if it did not keep them: stronger than any option, and
+        # to be set before anything is read.
+        self.known_parts: dict[str, Tensor] | None = None
+        self._fractions, self._is_cut = [val_fraction], False  # which parts are cut from training, and whether any is
+        self._changes: list[str] = []
         self._splits: Parts = {}
         self._train_loader: BatchLoader | None = None
 
@@ -84,28 +83,15 @@ class ImageDataModule(L.LightningDataModule):
     def load(self, split: Split) -> Arrays | None:
         """Read one part of the data set; called on every process, after `prepare_data` ran on one of them.
 
-        Args:
-            split: Which part.
-
         Returns:
             uint8 images (N, C, H, W) and int64 labels (N,); None for "val" if it is to be cut from "train".
-
-        Raises:
-            DataError: If the files are missing or damaged.
         """
         raise NotImplementedError
 
     # --- what it gets ---------------------------------------------------------------------------------------------
 
     def split(self, name: Split) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and the indices of those that belong to one part of the data set.
-
-        Returns:
-            uint8 images (N, C, H, W), int64 labels (N,), int64 indices (M,) into both.
-
-        Raises:
-            DataError: If the data cannot be read or does not fit its own description.
-        """
+        """uint8 images (N, C, H, W), int64 labels (N,), and the int64 indices (M,) of one part; raises DataError."""
         if name not in self._splits:
             self._splits |= self._parts(name)
         (images, labels), indices = self._splits[name]
@@ -117,6 +103,28 @@ class ImageDataModule(L.LightningDataModule):
         _, labels, indices = self.split("train")
         return labels.cpu()[indices].bincount(minlength=len(self.class_names))
 
+    def parts(self) -> dict[str, Tensor]:
+        """What a run must remember, int64 tensors: here the seed and the share by which validation was cut."""
+        return {"cut": (self.known_parts or {}).get("cut", self._asked_cut())}
+
+    def part_changes(self) -> str:
+        """One line on what is otherwise than when the run of `known_parts` began; "" if nothing."""
+        self.split("train")
+        changes = list(self._changes)
+        if self._is_cut and not self.parts()["cut"].equal(self._asked_cut()):
+            seed, fractions = self._cut()
+            changes += [f"parts stay as they were cut, with seed {seed} and shares of {', '.join(map(str, fractions))}"]
+        return "; ".join(changes)
+
+    def _asked_cut(self) -> Tensor:
+        fractions = torch.tensor(self._fractions, dtype=torch.float64)
+        return torch.cat([torch.tensor([self.seed]), fractions.view(torch.int64)])
+
+    def _cut(self) -> tuple[int, list[float]]:
+        """The seed and the shares by which parts are cut."""
+        cut = ImageDataModule.parts(self)["cut"]
+        return int(cut[0]), cut[1:].view(torch.float64).tolist()
+
     def _parts(self, name: Split) -> Parts:
         """Read a part of the data set, and the others that come with it."""
         names: list[Split] = ["test"] if name == "test" else ["train", "val"]
@@ -126,32 +134,27 @@ class ImageDataModule(L.LightningDataModule):
                 parts[split] = arrays, torch.arange(len(arrays[1]))
             else:
                 arrays, _ = parts["train"]
-                train_indices, val_indices = stratified_split(arrays[1], self.val_fraction, self.seed)
+                seed, fractions = self._cut()
+                self._is_cut = True
+                train_indices, val_indices = stratified_split(arrays[1], fractions[0], seed)
                 parts = {"train": (arrays, train_indices), "val": (arrays, val_indices)}
         return parts
 
     def _checked(self, split: Split) -> Arrays | None:
-        arrays = self.load(split)
-        if arrays is None:
-            if split == "val":
-                return None
-            raise DataError(f"{type(self).__name__} has no {split} images")
-        images, labels = arrays
-        if images.dtype != torch.uint8 or images.shape != (len(labels), *self.image_shape):
-            raise DataError(
-                f"{type(self).__name__}: images are {images.dtype} {tuple(images.shape)}, "
-                f"not uint8 {(len(labels), *self.image_shape)}"
-            )
-        if len(labels) == 0 or not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
-            raise DataError(f"{type(self).__name__}: labels do not lie in 0..{len(self.class_names) - 1}")
+        arrays, name, shape = self.load(split), type(self).__name__, self.image_shape
+        if arrays is None and split != "val":
+            raise DataError(f"{name} has no {split} images")
+        if arrays is not None:
+            images, labels = arrays
+            if images.dtype != torch.uint8 or images.shape != (len(labels), *shape):
+                given = f"{images.dtype} {tuple(images.shape)}"
+                raise DataError(f"{name}: images are {given}, not uint8 {(len(labels), *shape)}")
+            if len(labels) == 0 or not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
+                raise DataError(f"{name}: labels do not lie in 0..{len(self.class_names) - 1}")
         return arrays
 
     def setup(self, stage: str) -> None:
-        """Read what a stage of the Trainer needs.
-
-        Raises:
-            DataError: If it cannot be read, or does not fit on the accelerator.
-        """
+        """Read what a stage of the Trainer needs; raises DataError."""
         self.split("test" if stage in ("test", "predict") else "train")
         if self.on_device and self.trainer is not None:
             self._move_to(self.trainer.strategy.root_device)
@@ -163,9 +166,8 @@ class ImageDataModule(L.LightningDataModule):
                 try:
                     moved[id(arrays)] = (arrays[0].to(device), arrays[1].to(device))
                 except torch.OutOfMemoryError as error:
-                    raise DataError(
-                        f"{arrays[0].nbytes / 1e9:.1f} GB of images do not fit on {device}; leave out --data.on_device"
-                    ) from error
+                    needed = f"{arrays[0].nbytes / 1e9:.1f} GB of images"
+                    raise DataError(f"{needed} do not fit on {device}; leave out --data.on_device") from error
             self._splits[part] = (moved[id(arrays)], indices)
 
     def _loader(self, name: Split) -> BatchLoader:
@@ -175,18 +177,13 @@ class ImageDataModule(L.LightningDataModule):
         overfit = training and trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if overfit:  # the same few batches in every epoch, which are to be learnt by heart
             indices = indices[torch.randperm(len(indices), generator=seeded_generator(self.seed))]
-        return BatchLoader(
-            images,
-            labels,
-            indices,
-            self.batch_size if training else 4 * self.batch_size,  # no gradients to keep: larger batches fit
-            shuffle=training and not overfit,
-            balanced=self.sampling == "balanced",
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda" and not images.is_cuda,
-        )
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        options: dict[str, Any] = {"shuffle": training and not overfit, "balanced": self.sampling == "balanced"}
+        if trainer:
+            options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        batch_size = self.batch_size if training else 4 * self.batch_size  # no gradients to keep: larger batches fit
+        pin_memory = on_gpu and not images.is_cuda
+        return BatchLoader(images, labels, indices, batch_size, seed=self.seed, pin_memory=pin_memory, **options)
 
     def train_dataloader(self) -> BatchLoader:
         """Training batches, in a new order every epoch."""
@@ -198,12 +195,10 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader("val")
 
     def test_dataloader(self) -> BatchLoader:
-        """Test batches."""
+        """Test batches, in their published order; the same for predicting."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> BatchLoader:
-        """The test images, in their published order."""
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch; Lightning's own first looks for tensors in whatever structure a batch may have."""

@@ -1,27 +1,26 @@
-"""The batch path: whole batches of uint8 images cut by index from one array, in an order that can be repeated.
+"""The batch path: whole batches of uint8 images cut by index from one array, without Python for each image.
 
-There is no per-image Python. The order of an epoch is a function of (seed, epoch) alone, so a run that stopped
-anywhere can be continued exactly, and every process of a distributed run can work out its own part of it.
+The order of an epoch is a function of (seed, epoch) alone, so a run that stopped anywhere can be continued exactly, and
+every process of a distributed run can work out its own part of it.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data_modules.errors import OptionError
+
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and int64 labels (B,)
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """A CPU random generator that depends on all the numbers of ``key``, and differs when any of them does.
-
-    Args:
-        key: Non-negative whole numbers, for instance (seed, epoch, batch).
-    """
-    # With its length in front, for numpy fills short keys up with zeros.
+    """A CPU random generator for a key of non-negative numbers, such as (seed, epoch, batch)."""
+    # numpy fills short keys up with zeros, so the length comes first.
     seed = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed) >> 1)  # manual_seed takes 63 bits
 
@@ -31,20 +30,17 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
     Args:
         labels: Class of each image, int64 (N,).
-        fraction: Share of each class that goes to the second part; a class of two or more images with a positive
-            fraction gives at least one image and keeps at least one.
+        fraction: Share of each class that is cut off; of two or more images at least one goes and one stays.
         seed: Decides which images go.
 
     Returns:
-        Sorted indices of the first (large) and of the second (cut off) part, both int64.
+        Sorted int64 indices of what stays and of what is cut off.
     """
     generator = seeded_generator(seed)
     cut_off = []
     for label in labels.unique():  # sorted, so that the split does not depend on the order of the classes
         members = (labels == label).nonzero().squeeze(1)
-        count = round(fraction * len(members))
-        if fraction > 0:
-            count = min(max(count, 1), len(members) - 1)
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         cut_off.append(members[torch.randperm(len(members), generator=generator)[:count]])
     second = torch.cat(cut_off).sort().values
     is_first = torch.ones(len(labels), dtype=torch.bool)
@@ -62,6 +58,7 @@ def _balanced_draws(labels: Tensor, generator: torch.Generator) -> Tensor:
     return by_class[starts[classes] + (shares * counts[classes]).long()]
 
 
+@dataclass(eq=False)
 class BatchLoader:
     """Cuts batches from an array of images; the Trainer takes it wherever it takes a ``DataLoader``.
 
@@ -70,42 +67,23 @@ class BatchLoader:
     gets its own part of the same order: global batch k of size ``batch_size * world_size`` holds the same images
     however many processes share it. All processes get the same number of batches; in evaluation the last one may be
     shorter on some of them, even empty, so nothing is repeated or padded.
-
-    Args:
-        images: All images, uint8 (N, C, H, W); may be memory-mapped or on an accelerator.
-        labels: All labels, int64 (N,).
-        indices: Which of them belong to this part of the data set, int64 (M,).
-        batch_size: Images per batch and process.
-        shuffle: Whether this is the training order.
-        balanced: With ``shuffle``: draw the images with replacement, each class as often as any other.
-        seed: Decides the order, together with the epoch.
-        rank: Number of this process.
-        world_size: Number of processes.
-        pin_memory: Put batches in page-locked memory, from which a GPU copies faster.
-
-    Raises:
-        ValueError: If there are fewer training images than processes.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        balanced: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
-    ) -> None:
-        if shuffle and len(indices) < world_size:
-            raise ValueError(f"{len(indices)} training images cannot be shared among {world_size} processes")
-        self.images, self.labels, self.indices = images, labels, indices
-        self.batch_size, self.shuffle, self.balanced, self.seed = batch_size, shuffle, balanced, seed
-        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+    images: Tensor  # all images, uint8 (N, C, H, W); may be memory-mapped or on an accelerator
+    labels: Tensor  # all labels, int64 (N,)
+    indices: Tensor  # which of them belong to this part of the data set, int64 (M,)
+    batch_size: int  # images per batch and process
+    _: KW_ONLY
+    shuffle: bool = False  # whether this is the training order
+    balanced: bool = False  # with shuffle: draw with replacement, each class as often as any other
+    seed: int = 0  # decides the order, together with the epoch
+    rank: int = 0  # number of this process
+    world_size: int = 1
+    pin_memory: bool = False  # put batches in page-locked memory, from which a GPU copies faster
+
+    def __post_init__(self) -> None:
+        if self.shuffle and len(self.indices) < self.world_size:
+            raise OptionError(f"{len(self.indices)} training images cannot be shared among {self.world_size} processes")
         self.epoch = 0
         self.batches_done = 0  # of the current epoch
         self._first_batch = 0  # where the next iteration starts; not 0 only after load_state_dict

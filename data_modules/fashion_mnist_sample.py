@@ -13,7 +13,7 @@ class FashionMNISTSample(ImageDataModule):
     """7,000 real images of Fashion-MNIST, embedded in the package.
 
     600 of each class from the published training set and 100 of each class from the published test set;
-    ``scripts/make_sample.py`` made the file. ``data_dir`` is not used. The images are under the MIT licence in
+    ``scripts/make_sample.py`` made the file. The images are under the MIT licence in
     ``fashion_mnist_sample.LICENSE.txt``.
     """
 
@@ -22,13 +22,11 @@ class FashionMNISTSample(ImageDataModule):
     mean = FashionMNIST.mean  # of the whole training set; the sample's own is 0.001 larger
     std = FashionMNIST.std
     default_augment = FashionMNIST.default_augment
+    reads_data_dir = False
 
     def load(self, split: Split) -> Arrays | None:
         """Read the embedded images; see `ImageDataModule.load`."""
         if split == "val":
             return None
-        with (
-            as_file(files("data_modules") / "fashion_mnist_sample.npz") as path,
-            np.load(path, allow_pickle=False) as arrays,
-        ):
+        with as_file(files("data_modules") / "fashion_mnist_sample.npz") as path, np.load(path) as arrays:
             return torch.from_numpy(arrays[f"{split}_images"]), torch.from_numpy(arrays[f"{split}_labels"]).long()

@@ -1,52 +1,131 @@
-"""Sheets of sample pictures, for the eye: is it the data that was meant?"""
+"""A data set for the eye: counts, mean and standard deviation, images in two parts, and a sheet of samples."""
 
+import itertools
 from collections.abc import Sequence
+from unicodedata import east_asian_width
 
+import numpy as np
 import torch
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor
 
-COLUMNS = 10  # pictures of each class
+from data_modules.base import SPLITS, ImageDataModule
+from data_modules.images.decode import digest
+
+CHUNK = 4096  # images measured at a time
+COLUMNS = 10  # images of each class on a sheet
 MOST_CLASSES = 50  # that a sheet shows; more would not fit on a screen
-CELL = 0.6  # inches that a picture takes
+CELL = 0.6  # inches that an image takes
 LETTER = 0.08  # inches that a letter of a name takes
 RESOLUTION = 150  # dots per inch
 
 
+def print_report(data: ImageDataModule) -> None:
+    """Print counts for each class and part of a prepared data set, shape, mean and std, and images in two parts."""
+    parts = {split: data.split(split) for split in SPLITS}
+    counts = {
+        split: labels[indices].bincount(minlength=len(data.class_names)).tolist()
+        for split, (_, labels, indices) in parts.items()
+    }
+    table = Table("class", title=type(data).__name__, show_footer=True)
+    table.columns[0].footer = "all"
+    for split in SPLITS:
+        table.add_column(split, f"{sum(counts[split]):,}", justify="right")
+    for label, name in enumerate(data.class_names):
+        table.add_row(escape(name), *(f"{counts[split][label]:,}" for split in SPLITS))
+    Console().print(table)
+
+    mean, std = measured(data)
+    print(f"shape:            {' x '.join(map(str, data.image_shape))} (channels x height x width)")
+    print(f"mean:             {_numbers(data.mean)}, measured on the training images: {_numbers(mean)}")
+    print(f"std:              {_numbers(data.std)}, measured on the training images: {_numbers(std)}")
+    digests = {
+        split: {digest(images[row].numpy().tobytes()) for row in indices.tolist()}
+        for split, (images, _, indices) in parts.items()
+    }
+    pairs = [(one, other, len(digests[one] & digests[other])) for one, other in itertools.combinations(SPLITS, 2)]
+    between = "; ".join(f"{count} in {one} and {other}" for one, other, count in pairs if count)
+    print(f"in two parts:     {between or 'no image'}")
+
+
+def measured(data: ImageDataModule) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over the training images, with pixels scaled to [0, 1]."""
+    images, _, indices = data.split("train")
+    total = torch.zeros(2, images.shape[1], dtype=torch.float64)  # of the pixels and of their squares
+    for rows in indices.split(CHUNK):
+        pixels = images[rows].float() / 255  # (n, C, H, W)
+        total += torch.stack([pixels.mean((0, 2, 3)), pixels.square().mean((0, 2, 3))]).double() * len(rows)
+    mean, mean_square = total / len(indices)
+    return mean.tolist(), (mean_square - mean**2).clamp(min=0).sqrt().tolist()
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
+
+
+def font_for(names: Sequence[str]) -> list[str]:
+    """Families of fonts, for matplotlib's "font.family": its own, and others that have the letters it lacks."""
+    own, missing = font_manager.FontProperties(), set("".join(names))
+    installed = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]  # all boxes
+    installed.sort(key=lambda font: (font.style != "normal", font.name, font.fname))
+    families = [own.get_name()]
+    for family, path in [(families[0], font_manager.findfont(own)), *((font.name, font.fname) for font in installed)]:
+        if missing and (found := missing & _letters(path)):
+            missing -= found
+            families += [family] if family not in families else []
+    return families
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    r"""The names, with ``\u732b`` and the like for letters that no font on this machine has."""
+    known = set().union(*(_letters(font_manager.findfont(family)) for family in font_for(names)))
+    return ["".join(c if c in known else c.encode("unicode_escape").decode() for c in name) for name in names]
+
+
+def _letters(path: str) -> set[str]:
+    return {chr(code) for code in font_manager.get_font(path).get_charmap()}
+
+
 def sample_rows(labels: Tensor) -> Tensor:
-    """Places of the first ten pictures of each of the first 50 classes, by class; int64 (M,). Labels are int64 (N,)."""
+    """Places of the first ten images of each of the first 50 classes, by class; int64 (M,). Labels are int64 (N,)."""
     return torch.cat([(labels == label).nonzero().squeeze(1)[:COLUMNS] for label in labels.unique()[:MOST_CLASSES]])
 
 
 def sample_sheet(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> Figure:
-    """Draw a row of pictures for each class, the name of the class before it.
+    """Draw the name and the first ten images of each class, of many classes the first 50, one class in a row.
 
     Args:
-        images: uint8 (N, C, H, W), gray or colour, on any device; the first ten of each class are drawn.
+        images: uint8 (N, C, H, W), gray or colour, on any device.
         labels: int64 (N,).
-        class_names: Name of each class. Of more than 50 classes the first 50 are drawn.
+        class_names: Name of each class.
 
     Returns:
         A figure that belongs to no window; write it with ``figure.savefig(path)``.
     """
-    rows = min(len(class_names), MOST_CLASSES)
+    names = drawable(class_names[:MOST_CLASSES])
     chosen = sample_rows(labels)
     images, labels = images[chosen].cpu(), labels[chosen].cpu()
     _, _, height, width = images.shape
     gap = max(2, width // 16)
-    sheet = torch.full((rows * (height + gap) - gap, COLUMNS * (width + gap) - gap, 3), 255, dtype=torch.uint8)
-    for row in range(rows):
+    sheet = np.full((len(names) * (height + gap) - gap, COLUMNS * (width + gap) - gap, 3), 255, np.uint8)
+    for row in range(len(names)):
         for column, image in enumerate(images[labels == row]):  # (C, H, W)
             top, left = row * (height + gap), column * (width + gap)
             sheet[top : top + height, left : left + width] = image.permute(1, 2, 0)  # gray spreads to three channels
 
-    label_width = 0.2 + LETTER * max(len(name) for name in class_names[:rows])  # inches
-    figure_width, figure_height = label_width + COLUMNS * CELL, rows * CELL * height / width
+    widths = [sum(2 if east_asian_width(letter) in "WF" else 1 for letter in name) for name in names]
+    label_width = 0.2 + LETTER * max(widths)  # inches
+    figure_width, figure_height = label_width + COLUMNS * CELL, len(names) * CELL * height / width
     figure = Figure((figure_width, figure_height), RESOLUTION)
     axes = figure.add_axes((label_width / figure_width, 0, COLUMNS * CELL / figure_width, 1))
-    axes.imshow(sheet.numpy(), interpolation="nearest")
+    axes.imshow(sheet, interpolation="nearest")
     axes.set_xticks([])
-    axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], class_names[:rows], parse_math=False)
+    places = [row * (height + gap) + height / 2 for row in range(len(names))]
+    axes.set_yticks(places, names, parse_math=False, fontfamily=font_for(names))
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
     return figure

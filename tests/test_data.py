@@ -2,11 +2,16 @@
 
 import gzip
 import hashlib
-import importlib.util
+import io
+import runpy
 import struct
-from collections.abc import Iterator
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,9 +20,14 @@ import torchvision
 from file_server import FileServer, file_server
 
 import data_modules.fashion_mnist as fashion_mnist
-from data_modules import DATA_MODULES, DataError, FashionMNIST, FashionMNISTSample, ImageDataModule
-from data_modules.base import Arrays, Split
-from data_modules.batches import BatchLoader, stratified_split
+from data_modules import DATA_SETS, DataError, OptionError, data_class
+from data_modules.augment import Draws
+from data_modules.base import SPLITS, Arrays, ImageDataModule, Split
+from data_modules.batches import BatchLoader, seeded_generator, stratified_split
+from data_modules.fashion_mnist import FashionMNIST
+from data_modules.fashion_mnist_sample import FashionMNISTSample
+from data_modules.files import atomic_path
+from data_modules.sheets import drawable, font_for, sample_sheet
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
@@ -55,6 +65,7 @@ def test_images_and_labels_belong_together() -> None:
     for images, labels in loader(40, shuffle=True):
         assert images.dtype == torch.uint8
         assert images.flatten().tolist() == labels.tolist()
+    assert flat(numbers(loader(40, indices=torch.tensor([3, 30, 7])))) == [3, 30, 7]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -105,12 +116,8 @@ def test_balanced_sampling_draws_every_class_equally_often(world_size: int) -> N
     assert all(900 < count < 1100 for count in counts[[0, 1, 3]])  # 1000 expected, standard deviation 26
 
 
-def test_only_the_given_indices_are_used() -> None:
-    assert flat(numbers(loader(40, indices=torch.tensor([3, 30, 7])))) == [3, 30, 7]
-
-
 def test_fewer_training_images_than_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 training images cannot be shared among 3"):
+    with pytest.raises(OptionError, match="2 training images cannot be shared among 3"):
         loader(2, shuffle=True, world_size=3)
 
 
@@ -160,10 +167,9 @@ class Tiny(ImageDataModule):
     class_names: ClassVar = ["a", "b"]
     image_shape = (1, 4, 4)
     arrays: Arrays = (torch.zeros(40, 1, 4, 4, dtype=torch.uint8), torch.arange(40) % 2)
-    has_val = False
 
     def load(self, split: Split) -> Arrays | None:
-        return self.arrays if split != "val" or self.has_val else None
+        return self.arrays if split != "val" else None
 
 
 def test_validation_is_cut_from_training_and_test_is_not() -> None:
@@ -175,20 +181,18 @@ def test_validation_is_cut_from_training_and_test_is_not() -> None:
     assert data.split("val")[2].equal(Tiny(val_fraction=0.25).split("val")[2])
 
 
-def test_a_validation_part_of_its_own_is_used_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tiny, "has_val", True)
-    data = Tiny()
-    assert len(data.split("train")[2]) == len(data.split("val")[2]) == 40
+def test_a_validation_part_of_its_own_is_used_whole_and_checked() -> None:
+    class Whole(Tiny):
+        uneven = 0
 
-
-def test_a_validation_part_of_its_own_is_checked_too() -> None:
-    class Uneven(Tiny):
         def load(self, split: Split) -> Arrays | None:
             images, labels = self.arrays
-            return (images[:, :, 1:] if split == "val" else images), labels
+            return (images[:, :, self.uneven :] if split == "val" else images), labels
 
+    assert len(Whole().split("train")[2]) == len(Whole().split("val")[2]) == 40
+    Whole.uneven = 1
     with pytest.raises(DataError, match="not uint8"):
-        Uneven().split("val")
+        Whole().split("val")
 
 
 def test_loaders_outside_a_trainer() -> None:
@@ -217,45 +221,92 @@ def test_arrays_that_do_not_fit_the_description_are_refused(
         Tiny().split("train")
 
 
+# --- what a run remembers ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_its_validation_part() -> None:
+    run = Tiny(val_fraction=0.25, seed=3)
+    again, older, new = (Tiny(val_fraction=0.5, seed=4) for _ in range(3))
+    again.known_parts = run.parts()
+    older.known_parts = {}  # of a checkpoint that did not keep them
+    assert again.split("val")[2].equal(run.split("val")[2])
+    assert older.split("val")[2].equal(new.split("val")[2])
+    assert again.part_changes() == "parts stay as they were cut, with seed 3 and shares of 0.25"
+    assert older.part_changes() == new.part_changes() == run.part_changes() == ""
+
+
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DATA_MODULES)
+@pytest.mark.parametrize("name", DATA_SETS)
 def test_every_data_set_describes_itself(name: str) -> None:
-    cls = DATA_MODULES[name]
-    assert Path(str(importlib.util.find_spec(cls.__module__).origin)).name == f"{name}.py"  # type: ignore[union-attr]
+    cls = data_class(name)
+    assert cls.__module__ == f"data_modules.{name}"
     assert cls.__doc__
-    if isinstance(cls.image_shape, tuple):  # a folder of pictures knows only once it has looked
+    if isinstance(cls.image_shape, tuple):  # a folder of images knows only once it has looked
         assert len(cls.mean) == len(cls.std) == cls.image_shape[0]
         assert all(0 < mean < 1 for mean in cls.mean)
         assert len(set(cls.class_names)) == len(cls.class_names) >= 2
 
 
+def test_an_unknown_data_set() -> None:
+    with pytest.raises(OptionError, match=r"'cifar_10'\. Did you mean cifar10\? Allowed: .*image_folder"):
+        data_class("cifar_10")
+
+
+@pytest.mark.parametrize("module", ["data_modules", "data_modules.files", "data_modules.images.decode"])
+def test_what_predicting_needs_does_not_import_torch(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"val_fraction": 1.0}, {"sampling": "weighted"}, {"augment": "x"}]
+)
+def test_wrong_options(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(wrong))[:7]):
+        FashionMNISTSample(**wrong)
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert Path(FashionMNIST("~/clothes").data_dir) == tmp_path / "clothes"
+
+
 def full_fashion_mnist() -> FashionMNIST:
     """The published files, where this machine has them."""
     data = FashionMNIST()
-    if data._find() is None:
+    if data.folder() is None:
         pytest.skip("the published files are not on this machine")
     return data
 
 
 def test_sample_is_balanced_and_small() -> None:
     data = FashionMNISTSample()
+    assert not data.reads_data_dir
     assert (Path(fashion_mnist.__file__).parent / "fashion_mnist_sample.npz").stat().st_size <= 4_000_000
-    for name, count in {"train": 540, "val": 60, "test": 100}.items():
-        images, labels, indices = data.split(name)  # type: ignore[arg-type]
+    for split, count in zip(SPLITS, (540, 60, 100), strict=True):
+        images, labels, indices = data.split(split)
         assert images.shape[1:] == (1, 28, 28)
         assert labels[indices].bincount().tolist() == [count] * 10
 
 
+def test_parts_and_order_are_those_of_format_1() -> None:
+    """Results of checkpoints of format 1 repeat: computed with the code of that time."""
+    data = FashionMNISTSample(augment="flip_alternating,translate,cutout")
+    assert data.split("val")[2][:5].tolist() == [4, 16, 20, 40, 47]
+    loader = data.train_dataloader()
+    loader.set_epoch(3)
+    images, labels = next(iter(loader))
+    assert labels[:12].tolist() == [9, 3, 0, 9, 8, 9, 0, 7, 8, 6, 5, 8]
+    draws = Draws(seeded_generator(data.seed, 3, 1, 0))
+    assert int(data.augment(images, labels, 10, draws, 3)[0].sum()) == 7154960
+
+
 def test_sample_can_be_made_again_from_the_published_files() -> None:
     script = Path(__file__).parents[1] / "scripts" / "make_sample.py"
-    spec = importlib.util.spec_from_file_location("make_sample", script)
-    assert spec is not None
-    assert spec.loader is not None
-    make_sample = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_sample)
-    made = make_sample.sample(full_fashion_mnist())
+    made = runpy.run_path(str(script))["sample"](full_fashion_mnist())
     with np.load(Path(fashion_mnist.__file__).parent / "fashion_mnist_sample.npz") as embedded:
         assert sorted(made) == sorted(embedded.files)
         for name in made:
@@ -267,18 +318,15 @@ def test_full_fashion_mnist_is_what_was_published() -> None:
     images, labels, _ = data.split("train")
     assert labels.bincount().tolist() == [6000] * 10
     assert data.split("test")[1].bincount().tolist() == [1000] * 10
-    histogram = images.flatten().bincount(minlength=256).double()
-    values = torch.arange(256) / 255.0
-    mean = (histogram * values).sum() / histogram.sum()
-    std = ((histogram * (values - mean) ** 2).sum() / histogram.sum()).sqrt()
-    assert [round(float(mean), 4)] == data.mean
-    assert [round(float(std), 4)] == data.std
+    pixels = images.double() / 255
+    assert [round(float(pixels.mean()), 4)] == data.mean
+    assert [round(float(pixels.std(correction=0)), 4)] == data.std
 
 
 # --- Fashion-MNIST's files --------------------------------------------------------------------------------------------
 
 COUNTS = {"train": 30, "test": 20}
-NAMES = [name for names in fashion_mnist.FILES.values() for name in names]
+NAMES = fashion_mnist.NAMES
 
 
 def idx_files() -> dict[str, bytes]:
@@ -294,9 +342,8 @@ def idx_files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Fashion-MNIST is small and not installed; an empty folder for it."""
-    monkeypatch.setattr(FashionMNIST, "counts", COUNTS)
+def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder for Fashion-MNIST, which is not installed on this machine."""
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
     return tmp_path / "data"
 
@@ -311,9 +358,9 @@ def assert_is_read(folder: Path) -> None:
     files = idx_files()
     data = FashionMNIST(str(folder))
     data.prepare_data()
-    for split in ("train", "test"):
-        images, labels, _ = data.split(split)
+    for split in (SPLITS[0], SPLITS[2]):
         names = fashion_mnist.FILES[split]
+        images, labels, _ = data.split(split)
         assert images.shape == (COUNTS[split], 1, 28, 28)
         assert images.numpy().tobytes() == files[names[0]][16:]
         assert bytes(labels.tolist()) == files[names[1]][8:]
@@ -321,63 +368,36 @@ def assert_is_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["data", "data/FashionMNIST/raw", "debian"])
 @pytest.mark.parametrize("gzipped", [True, False])
-def test_published_files_are_found(small: Path, layout: str, gzipped: bool) -> None:
-    put(small.parent / layout, idx_files(), gzipped)
-    assert_is_read(small)
-
-
-def swap(first: str, second: str) -> dict[str, bytes]:
-    files = idx_files()
-    return {first: files[second], second: files[first]}
+def test_published_files_are_found(empty: Path, layout: str, gzipped: bool) -> None:
+    put(empty.parent / layout, idx_files(), gzipped)
+    assert_is_read(empty)
 
 
 IMAGES, LABELS = fashion_mnist.FILES["train"]
-BROKEN = {
-    "cut off": ({IMAGES: idx_files()[IMAGES][:-1]}, f"{IMAGES}.*is cut off"),
-    "too long": ({LABELS: idx_files()[LABELS] + b"0"}, f"{LABELS}.*longer"),
-    "empty": ({LABELS: b""}, f"{LABELS}.*no IDX data"),
-    "wrong magic": ({IMAGES: b"\0\0\x09" + idx_files()[IMAGES][3:]}, f"{IMAGES}.*no IDX data, not 30 images of 28x28"),
-    "wrong size": (
-        {IMAGES: struct.pack(">4B3I", 0, 0, 8, 3, 30, 28, 27) + idx_files()[IMAGES][16:]},
-        "30 images of 28x27, not 30 images of 28x28",
-    ),
-    "wrong count": (
-        {LABELS: struct.pack(">4BI", 0, 0, 8, 1, 29) + idx_files()[LABELS][8:]},
-        f"{LABELS}.*29 labels, not 30 labels",
-    ),
-    "images and labels swapped": (swap(IMAGES, LABELS), f"{IMAGES}.*holds 30 labels, not 30 images"),
-    "train and test swapped": (swap(*NAMES[::2]), f"{IMAGES}.*holds 20 images of 28x28, not 30 images"),
+BROKEN: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "cut off": (IMAGES, lambda content: content[:-1]),
+    "too long": (LABELS, lambda content: content + b"0"),
+    "empty": (LABELS, lambda content: b""),
+    "another kind": (IMAGES, lambda content: b"\0\0\x09" + content[3:]),
+    "another size": (IMAGES, lambda content: struct.pack(">4B3I", 0, 0, 8, 3, 30, 56, 14) + content[16:]),
+    "labels for images": (IMAGES, lambda content: idx_files()[LABELS]),
+    "labels of the other part": (LABELS, lambda content: idx_files()[NAMES[3]]),
+    "cut off.gz": (IMAGES, lambda content: gzip.compress(content)[:-20]),
+    "wrong checksum.gz": (IMAGES, lambda content: gzip.compress(content)[:-8] + bytes(8)),
+    "a page.gz": (IMAGES, lambda content: b"<html>"),
 }
 
 
-@pytest.mark.parametrize("gzipped", [True, False])
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_files_are_refused_by_name(small: Path, case: str, gzipped: bool) -> None:
-    files, message = BROKEN[case]
-    put(small, idx_files() | files, gzipped)
-    data = FashionMNIST(str(small))
+def test_broken_files_are_refused(empty: Path, case: str) -> None:
+    name, damage = BROKEN[case]
+    put(empty, idx_files(), gzipped=False)
+    (empty / name).rename(empty / f"{name}{Path(case).suffix}")
+    (empty / f"{name}{Path(case).suffix}").write_bytes(damage(idx_files()[name]))
+    data = FashionMNIST(str(empty))
     data.prepare_data()
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"is damaged|images are torch"):
         data.setup("fit")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[:-20],  # cut off
-        lambda content: content[:-5],  # the checksum cut off
-        lambda content: content[:-8] + bytes([content[-8] ^ 1]) + content[-7:],  # a wrong checksum
-        lambda content: content[:2000] + bytes([content[2000] ^ 255]) + content[2001:],
-        lambda content: b"<html>" + content,
-        lambda content: b"",
-    ],
-)
-def test_damaged_gzip_files_are_refused_by_name(small: Path, damage: object) -> None:
-    put(small, idx_files(), gzipped=True)
-    path = small / f"{IMAGES}.gz"
-    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(DataError, match=f"{IMAGES}.gz (is damaged|holds no IDX data|is cut off)"):
-        FashionMNIST(str(small)).setup("fit")
 
 
 # --- Fashion-MNIST's download -----------------------------------------------------------------------------------------
@@ -394,49 +414,79 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
         yield running
 
 
-def test_download(small: Path, server: FileServer) -> None:
-    assert_is_read(small)
-    asked = len(server.requests)
-    assert asked >= 4
-    assert_is_read(small)
-    assert len(server.requests) == asked, "it was downloaded twice"
-    assert sorted(path.name for path in small.iterdir()) == ["FashionMNIST", "fashion_mnist.lock"]
+def test_download(empty: Path, server: FileServer) -> None:
+    assert_is_read(empty)
+    server.files.clear()
+    assert_is_read(empty)
+    assert {path.name for path in empty.iterdir()} <= {"FashionMNIST", "fashion_mnist.lock"}
 
 
-def break_off(server: FileServer) -> None:
-    server.breaks_after = 1000
-
-
-def change_a_file(server: FileServer) -> None:
-    server.files[f"/{LABELS}.gz"] = gzip.compress(b"something else")
-
-
-def lose_a_file(server: FileServer) -> None:
-    del server.files[f"/{LABELS}.gz"]
-
-
-@pytest.mark.parametrize("trouble", [break_off, change_a_file, lose_a_file])
-def test_a_failed_download_leaves_nothing_and_can_be_repeated(small: Path, server: FileServer, trouble: object) -> None:
+@pytest.mark.parametrize(
+    "content", [None, gzip.compress(b"something else", mtime=0), b""], ids=["none", "another", "empty"]
+)
+def test_a_failed_download_leaves_nothing_and_can_be_repeated(
+    empty: Path, server: FileServer, content: bytes | None
+) -> None:
     good = dict(server.files)
-    trouble(server)  # type: ignore[operator]
-    with pytest.raises(DataError) as caught:
-        FashionMNIST(str(small)).prepare_data()
-    message = str(caught.value)
-    for part in (server.url, str(small), str(small.parent / "debian"), "dataset-fashion-mnist", "fashion_mnist_sample"):
-        assert part in message
-    assert not [path for path in small.rglob("*") if path.is_file() and path.suffix != ".lock"]
-
+    if content is None:
+        server.breaks_after = 1000
+    else:
+        server.files[f"/{LABELS}.gz"] = content  # of which nothing is not found
+    with pytest.raises(DataError, match="could not be had") as caught:
+        FashionMNIST(str(empty)).prepare_data()
+    for part in (str(empty), str(empty.parent / "debian"), "dataset-fashion-mnist", "fashion_mnist_sample"):
+        assert part in str(caught.value)
+    assert not [path for path in empty.rglob("*") if path.is_file() and path.suffix != ".lock"]
     server.files, server.breaks_after = good, None
-    assert_is_read(small)
+    assert_is_read(empty)
 
 
-def test_leftovers_of_a_killed_download_are_not_used(small: Path, server: FileServer) -> None:
-    put(small / "fashion_mnist.part" / "FashionMNIST" / "raw", dict.fromkeys(NAMES, b"half a file"), gzipped=False)
-    assert_is_read(small)
+def test_one_message_when_nothing_was_downloaded(empty: Path) -> None:
+    with pytest.raises(DataError, match="--data fashion_mnist"):
+        FashionMNIST(str(empty)).setup("fit")
 
 
-def test_one_message_when_nothing_was_downloaded(small: Path) -> None:
-    put(small, {LABELS: b""}, gzipped=False)
-    with pytest.raises(DataError, match="--data fashion_mnist") as caught:
-        FashionMNIST(str(small)).setup("fit")
-    assert f"{small}: lacks {IMAGES}, t10k" in str(caught.value)
+def test_names_are_drawn_in_a_font_that_has_them() -> None:
+    assert font_for(["cat", "café"]) == ["DejaVu Sans"]
+    assert drawable(["cat", "café", "\U0003fffd"]) == ["cat", "café", "\\U0003fffd"]  # there are only boxes for it
+    labels = torch.zeros(3, dtype=torch.int64)
+    figure = sample_sheet(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), labels, ["猫 \ue123"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that a glyph is missing
+        figure.savefig(io.BytesIO())
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_complete_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with suppress(KeyError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "none" / "p.csv") as temporary:
+        temporary.write_text("new")
+    assert caught.value.filename == str(tmp_path / "none" / "p.csv")
+
+
+@pytest.mark.parametrize("times", [2, 1000])
+def test_a_file_that_somebody_looks_at_is_replaced_a_moment_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    replace, left = Path.replace, times
+
+    def busy(source: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            return replace(source, target)
+        error = PermissionError(13, "Access is denied", str(source))
+        error.winerror = 5  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(Path, "replace", busy)
+    with pytest.raises(PermissionError) if times > 2 else nullcontext(), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == (["a.txt"] if times == 2 else [])

@@ -16,13 +16,13 @@ def test_the_example_trains(tmp_path: Path) -> None:
     for folder in ("lit_nn", "data_modules", "scripts"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     page = (ROOT / "docs" / "add_a_dataset.md").read_text(encoding="utf-8")
-    module, import_line = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module, line = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (commands,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     assert len(module.splitlines()) <= 55
     (tmp_path / "data_modules" / "stripes.py").write_text(module, encoding="utf-8")
     listing = tmp_path / "data_modules" / "__init__.py"
     text = listing.read_text(encoding="utf-8")
-    listing.write_text(text.replace("\nDATA_MODULES:", f"{import_line}\nDATA_MODULES:"), encoding="utf-8")
+    listing.write_text(text.replace("\n}\n", f"\n{line}}}\n"), encoding="utf-8")
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     outputs = []

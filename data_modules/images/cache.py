@@ -1,0 +1,183 @@
+"""Image files decoded once, in parallel, into one memory-mapped array that later runs and other processes reuse."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from data_modules.errors import DataError
+from data_modules.files import atomic_path, open_tensor
+from data_modules.images import decode
+
+VERSION = 3  # raise it whenever `prepare_file` gives other pixels: caches of other versions are made again
+BLOCK = 32  # images per task: few enough for the bar to move, enough for numpy to work on whole arrays
+SAMPLED = 1000  # of so many images at least, and fewer than twice as many, the headers decide on size and channels
+LARGEST_DEFAULT_SIZE = 224  # pixels, what most published networks take
+
+
+class Settings(NamedTuple):
+    """How images are decoded; None where the images themselves decide."""
+
+    channels: int | None = None  # gray if all images that are sampled are gray, else colour
+    image_size: int | None = None  # the median of their shorter sides, at most 224
+    levels: int | None = None  # what the largest level of all gray images of more than 8 bits needs
+
+
+class ImageCache(NamedTuple):
+    """Decoded images, in the order of their listing."""
+
+    images: Tensor  # uint8 (N, C, S, S), memory-mapped; black where an image could not be read
+    moments: NDArray[np.float32]  # mean and mean square of each image's channels, as numbers from 0 to 1: (N, 2, C)
+    digests: NDArray[np.int64]  # fingerprints of each image's file and of its pixels here, (N, 2)
+    failures: dict[int, str]  # why an image could not be read, by its row
+    levels: int | None  # which level became white in gray images of more than 8 bits; None if there are none
+
+
+def cache_folder() -> Path:
+    """Where caches lie: ``$LIT_NN_CACHE``, or else ``~/.cache/lit-nn``; a folder of images may be read-only."""
+    try:
+        return Path(os.environ.get("LIT_NN_CACHE") or "~/.cache/lit-nn").expanduser()
+    except RuntimeError:  # an unknown user without $HOME, as in some containers
+        return Path(tempfile.gettempdir(), "lit-nn-cache")
+
+
+def cached_images(root: Path, files: list[str], settings: Settings, keep_failures: bool) -> ImageCache:
+    """Decode images, or find them decoded by an earlier run; of several processes one works and the others wait.
+
+    Paths of files are relative to the root. With ``keep_failures`` a later run may reuse a cache in which images are
+    missing. Raises DataError if the cache cannot be written.
+    """
+    # One cache for a folder and settings, replaced when a file changes, so that old ones do not pile up.
+    options = os.fsencode(f"{root.resolve()}\n{tuple(settings)}")
+    name = root.resolve().name.encode("ascii", "ignore").decode()[:100]  # not every system can write other letters
+    name = f"{name}-{hashlib.sha256(options).hexdigest()[:16]}"
+    listing = [(file, _state(os.path.join(root, file))) for file in files]  # noqa: PTH118 (Path objects take longer)
+    key = hashlib.sha256(repr((VERSION, listing)).encode()).hexdigest()
+    folder = cache_folder()
+    index = folder / f"{name}.index.npz"
+    images = folder / f"{name}-{key[:8]}.npy"  # a new name every time: Windows cannot replace a file that is mapped
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
+            cache = _read(index, images, key)
+            if cache is None:
+                # The index is removed first and written last: while it is there, the images are complete.
+                index.unlink(missing_ok=True)
+                for old in [path for path in folder.iterdir() if path.name.startswith(name) and path.suffix == ".npy"]:
+                    with suppress(OSError):  # somebody is using it, on Windows
+                        old.unlink()
+                _build([root / file for file in files], settings, key, index, images)
+                cache = _read(index, images, key)
+                assert cache is not None
+            if cache.failures and not keep_failures:
+                index.unlink(missing_ok=True)
+            return cache
+    except OSError as error:
+        raise DataError(
+            f"the cache of {root} cannot be written to {folder} ({error.strerror or error}); "
+            "name another folder in the environment variable LIT_NN_CACHE"
+        ) from error
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    """What tells that a file has changed; its ctime cannot be set back, but is on Windows when the file was made."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:  # a broken link, for instance; decoding will report it
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read(index_path: Path, images_path: Path, key: str) -> ImageCache | None:
+    """The cache if it is there, complete and of this key."""
+    try:
+        with np.load(index_path, allow_pickle=False) as index:
+            if str(index["key"]) != key:
+                return None
+            failures = {int(row): reason for row, reason in json.loads(str(index["failures"])).items()}
+            images, levels = open_tensor(images_path), int(index["levels"]) or None
+            return ImageCache(images, index["moments"], index["digests"], failures, levels)
+    except (OSError, ValueError, KeyError, DataError):
+        return None
+
+
+def _build(paths: list[Path], settings: Settings, key: str, index_path: Path, images_path: Path) -> None:
+    channels, size = settings.channels, settings.image_size
+    if channels is None or size is None:
+        suggested = _suggestion(paths)
+        channels, size = channels or suggested[0], size or suggested[1]
+    shape, folder = (len(paths), channels, size, size), images_path.parent
+    needed, free = math.prod(shape), shutil.disk_usage(folder).free
+    if needed > free:  # writing to a full disk through a memory map would crash the process
+        raise DataError(
+            f"{len(paths):,} images of {size} x {size} pixels need {needed / 1e9:.1f} GB in {folder}, where "
+            f"{free / 1e9:.1f} GB are free; choose a smaller --data.image_size, or name another folder in the "
+            "environment variable LIT_NN_CACHE"
+        )
+    with atomic_path(images_path) as temporary:
+        index = _decode(paths, shape, settings.levels, temporary)
+    with atomic_path(index_path) as temporary:
+        np.savez(temporary, key=key, **index)
+
+
+def _decode(paths: list[Path], shape: tuple[int, ...], levels: int | None, images_path: Path) -> dict[str, Any]:
+    """Decode all images into a file, which nothing holds open afterwards; returns what else a cache keeps of them."""
+    count, channels, image_size, _ = shape
+    moments, digests = np.zeros((count, 2, channels), np.float32), np.zeros((count, 2), np.int64)
+    failures: dict[int, str] = {}
+    deep: dict[int, int] = {}  # levels that gray images of more than 8 bits need, by row
+    images = np.lib.format.open_memmap(images_path, "w+", np.uint8, shape)
+
+    def decode_block(rows: list[int]) -> int:
+        block = np.zeros((len(rows), *shape[1:]), np.uint8)
+        for place, row in enumerate(rows):
+            try:
+                block[place] = decode.prepare_file(paths[row], image_size, channels, levels)
+                digests[row, 0] = decode.digest(paths[row].read_bytes())
+            except decode.DeepImageError as error:
+                deep[row] = error.levels
+            except (decode.ImageError, OSError) as error:
+                failures[row] = getattr(error, "strerror", None) or str(error)
+            digests[row, 1] = decode.digest(block[place].tobytes())
+        pixels = block.reshape(*block.shape[:2], -1).astype(np.float32) / 255  # (n, C, S * S)
+        moments[rows, 0], moments[rows, 1] = pixels.mean(2), (pixels * pixels).mean(2)
+        images[rows] = block
+        return len(rows)
+
+    # Threads, because Pillow lets others run while it decodes, and they need no start-up of their own.
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=count, unit=" images", desc="decoding", disable=None) as bar,
+    ):
+        rows = list(range(count))
+        while rows:
+            for done in pool.map(decode_block, [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]):
+                bar.update(done)
+            if rows := sorted(deep) if levels is None else []:  # now their one scale is known
+                levels, bar.total = max(deep.values()), count + len(rows)
+    images.flush()
+    return {"failures": json.dumps(failures), "moments": moments, "digests": digests, "levels": levels if deep else 0}
+
+
+def _suggestion(paths: list[Path]) -> tuple[int, int]:
+    """Channels and size that suit the images, from all of them or, of many, 1,000 to 1,999 spread evenly."""
+    sides, gray = [], True
+    for path in paths[:: max(1, len(paths) // SAMPLED)]:
+        with suppress(decode.ImageError):  # decoding reports it
+            side, shows_gray = decode.side_and_gray(path)
+            sides.append(side)
+            gray = gray and shows_gray
+    # Without a readable image nothing will come of it, whatever the size.
+    return 1 if gray else 3, min(int(np.median(sides or [1])), LARGEST_DEFAULT_SIZE)

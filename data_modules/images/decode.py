@@ -1,0 +1,236 @@
+"""One image file to pixels: the same for training and for prediction, and without torch.
+
+Finding files works on strings, because it runs for every image at every start, and Path objects take longer.
+"""
+# ruff: noqa: PTH110, PTH113, PTH114, PTH118, PTH122, PTH123
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TILELENGTH, TILEWIDTH, TiffImageFile
+
+FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""What is read. No other: for PostScript, for instance, Pillow would start Ghostscript."""
+_NAMES = "jpg jpeg jpe jfif png apng webp bmp gif tif tiff ppm pgm pbm pnm avif jp2 jpf jpx"
+SUFFIXES = {f".{name}" for name in _NAMES.split(" ")}
+"""How the names of image files end, in any case; a file whose name has no ending is told by its first bytes."""
+HELPERS = {
+    *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@__thumb", "__macosx", "lost+found", "$recycle.bin"),
+    *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ipynb_checkpoints", "__pycache__"),
+}
+"""What storage boxes, systems and notebooks put among anybody's files, in lower case."""
+MAX_PIXELS = 250_000_000  # above 200 megapixels, the largest that telephones make; 750 MB as RGB
+_BEGINNING = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s"
+    rb"|....ftypavi[fs]|\0\0\0\x0cjP  ",
+    re.DOTALL,
+)
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow warns at its limit and refuses at twice that; `_check_size` has ours
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # an image is no worse for a long comment: Pillow's limit of 1 MB refuses some
+PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
+
+
+class ImageError(Exception):
+    """A file cannot be read as an image; the message is the reason, without the name of the file."""
+
+
+class DeepImageError(ImageError):
+    """A gray image has more than 8 bits, and nobody has said yet which level is white; `levels` is what it needs."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__(f"has gray levels up to {levels}")
+        self.levels = levels
+
+
+def printable(path: str | Path) -> str:
+    r"""A path that can be printed and stored: bytes that are not UTF-8 become ``\xe9`` and the like."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def digest(data: bytes) -> int:
+    """64-bit fingerprint, by which equal files and equal pixels are found whatever they are called."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+def image_paths(
+    folder: str | Path,
+    failed: Callable[[OSError], object],
+    passed_over: Callable[[str], object] = lambda path: None,
+) -> Iterator[str]:
+    """Find the images in a folder and the folders in it, each once; hidden files are left out, circles not followed.
+
+    Args:
+        folder: Where to look; the paths that are found begin with it. They come in the order of their names.
+        failed: Called with the reason where a folder cannot be looked into.
+        passed_over: Called with the path of each other file, and of each file or folder of `HELPERS`.
+    """
+    seen, waiting = set(), [os.fspath(folder)]
+    while waiting:
+        for place, inner, names in os.walk(waiting.pop(0), onerror=failed):
+            around = [os.path.join(os.path.realpath(inside), "") for inside in (place, folder)]
+            folders, files = ([], []) if around[0] in seen else (sorted(inner), sorted(names))
+            seen.add(around[0])
+            inner.clear()  # what os.walk goes into
+            for name in folders:
+                path = os.path.join(place, name)
+                if name.lower() in HELPERS:
+                    passed_over(path)
+                elif os.path.islink(path) and not name.startswith("."):
+                    target = os.path.join(os.path.realpath(path), "")
+                    waiting += [path] if not any(inside.startswith(target) for inside in around) else []
+                elif not name.startswith("."):
+                    inner.append(name)
+            for name in files:
+                path = os.path.join(place, name)
+                if name.lower() in HELPERS or not (name.startswith(".") or is_image(path)):
+                    passed_over(path)
+                elif not name.startswith("."):
+                    yield path
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is one, going by the end of its name, or by its first bytes if its name has none."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix and not suffix[1:].isdigit():
+        return suffix in SUFFIXES
+    try:
+        with open(path if os.path.isfile(path) else os.devnull, "rb") as file:  # not a pipe
+            return bool(_BEGINNING.match(file.read(16)))
+    except OSError:
+        return False
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def side_and_gray(path: Path) -> tuple[int, bool]:
+    """The shorter side of an image, and whether it shows only gray, which colour formats can hold too."""
+    with _opened(path) as image:
+        side, gray = min(image.size), image.mode in ("1", "L", "LA", "La") or _is_deep(image)
+    if not gray:
+        red, green, blue = prepare_file(path, 32, 3)  # small, and so fast
+        gray = np.array_equal(red, green) and np.array_equal(green, blue)
+    return side, gray
+
+
+def prepare_file(path: Path, image_size: int, channels: int, levels: int | None = 65535) -> NDArray[np.uint8]:
+    """Decode an image, turn it upright, convert it, scale its shorter side to ``image_size`` and cut out the centre.
+
+    Of an animation or a document the first frame or page counts. What is transparent becomes white, as on a page:
+    drawings with a transparent ground are dark as a rule, and would vanish on black.
+
+    Args:
+        path: An image file.
+        image_size: Width and height of the result in pixels.
+        channels: 1 for gray, 3 for red, green and blue.
+        levels: Which level is white in gray images of more than 8 bits; None if that is still to be found out.
+
+    Returns:
+        uint8 (C, H, W).
+
+    Raises:
+        DeepImageError: If ``levels`` is None and the image is gray with more than 8 bits.
+        ImageError: If the file cannot be read as an image, has more pixels than ``$LIT_NN_MAX_PIXELS`` (250 million),
+            or gray levels beyond ``levels``.
+    """
+    with _opened(path) as image:
+        # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size: much faster.
+        image.draft(None, (2 * image_size, 2 * image_size))
+        return prepare_image(image, image_size, channels, levels)
+
+
+def prepare_image(image: Image.Image, image_size: int, channels: int, levels: int | None = 65535) -> NDArray[np.uint8]:
+    """Do with an image that is open already what `prepare_file` does with a file; the image itself may change."""
+    _check_size(image)
+    try:
+        image.getexif()
+    except Exception:
+        pass  # it is broken, but the image can be seen
+    else:
+        ImageOps.exif_transpose(image, in_place=True)  # a copy of each image would cost a quarter more time
+    converted = _converted(image, "L" if channels == 1 else "RGB", levels)
+    if converted.size != (image_size, image_size):
+        # Crops first, so that a strip of 20,000 x 10 is not scaled to a monster.
+        converted = ImageOps.fit(converted, (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(converted)  # (H, W) or (H, W, C)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image; whatever goes wrong with it inside the "with" is an `ImageError`."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ImageError("not a file but a folder or a pipe")  # which would be waited for
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image)
+            yield image
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        empty = path.stat().st_size == 0
+        raise ImageError("the file is empty" if empty else f"not an image in {', '.join(FORMATS)}") from error
+    except Exception as error:  # decoders raise all kinds of things at broken or hostile files
+        reason = getattr(error, "strerror", None) or str(error)  # without the path, which the caller prints
+        raise ImageError(reason or type(error).__name__) from error
+
+
+def _check_size(image: Image.Image) -> None:
+    limit, pixels = float(os.environ.get("LIT_NN_MAX_PIXELS") or MAX_PIXELS), image.width * image.height
+    if isinstance(image, TiffImageFile):  # whose tiles may be larger than the image
+        pixels = max(pixels, image.tag_v2.get(TILEWIDTH, 0) * image.tag_v2.get(TILELENGTH, 0))
+    if pixels > limit:
+        raise ImageError(
+            f"refused as a decompression bomb: it has {pixels:,} pixels, more than {limit:,.0f}; "
+            "the environment variable LIT_NN_MAX_PIXELS raises the limit"
+        )
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image is gray with 16 bits, which Pillow may hold in 32, or with 32 bits, whole or floating-point."""
+    return image.mode.startswith(("I", "F"))
+
+
+def _converted(image: Image.Image, mode: str, levels: int | None) -> Image.Image:
+    """To gray or RGB, where Pillow alone would lose something."""
+    if _is_deep(image):
+        image = _scaled(image, levels)
+    elif image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow knows no way from LAB to gray
+    elif image.has_transparency_data:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # there is no direct way from La
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _scaled(image: Image.Image, levels: int | None) -> Image.Image:
+    """Bring a deep gray image from 0..levels to 0..255; of 65535 levels that keeps the upper byte."""
+    values = np.asarray(image)  # (H, W)
+    clear = values == image.info.get("transparency", np.nan)
+    seen = values[~clear]
+    if not np.isfinite(seen).all() or seen.min(initial=0) < 0:
+        raise ImageError("has negative or undefined gray levels; save it with 8 or 16 bits")
+    largest = float(seen.max(initial=0))
+    # The next full number of bits, so that a slightly brighter image changes nothing.
+    is_share = image.mode == "F" and largest <= 1  # floats from 0 to 1, but if all are far below it, no such ones: 0
+    needed = int(largest > 1 / 8) if is_share else max(255, (1 << math.ceil(largest).bit_length()) - 1)
+    if levels is None:
+        raise DeepImageError(needed)
+    if needed > levels or not levels or (is_share and levels > 1 and largest > 0):
+        raise ImageError(f"has gray levels from 0 to {largest:g}, which is another range than 0 to {levels or 1}")
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:
+        values = levels - values  # 0 is white, which Pillow heeds only for 8 bits
+    scaled = values * np.float32(255 if levels == 1 else 256 / (levels + 1))
+    return Image.fromarray(np.where(clear, 255, scaled).astype(np.uint8))

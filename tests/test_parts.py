@@ -1,0 +1,249 @@
+"""What a run was trained on is never tested: random data sets with copies, additions, removals, renamed files."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_modules import DataError, DataNote, OptionError
+from data_modules.base import SPLITS, Split
+from data_modules.image_folder import ImageFolder
+from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, Numbers, among, cut, remembered
+
+# --- the rule, on random fingerprints ---------------------------------------------------------------------------------
+
+
+def random_set(random: np.random.Generator, count: int, classes: int, wrong: float) -> tuple[Numbers, Numbers]:
+    """Labels (N,) and fingerprints (N, 2) of images, many of which are copies, some of these under another label."""
+    originals = random.integers(0, max(1, int(count * random.choice([0.2, 0.6, 0.95]))), count)
+    labels = np.where(random.random(count) < wrong, random.integers(classes, size=count), originals % classes)
+    files = np.where(random.random(count) < 0.5, originals, 10_000 + np.arange(count))  # the same, or another format
+    mixed = np.stack([files * 7919, originals * 104_729]) * 2_654_435_761 % (1 << 62) - (1 << 61)
+    return labels.astype(np.int64), mixed.T.astype(np.int64)
+
+
+def assert_no_copy_in_two_parts(digests: Numbers, part: Numbers) -> None:
+    for pixels in np.unique(digests[:, 1]):
+        assert len(set(part[digests[:, 1] == pixels])) == 1
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_copies_stay_together_and_classes_keep_their_shares(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    classes = int(random.integers(2, 6))
+    labels, digests = random_set(random, int(random.integers(2, 200)), classes, wrong=0.0)
+    fractions = {TEST: float(random.uniform(0.05, 0.4)), VAL: float(random.uniform(0.05, 0.4))}
+    part = cut(labels, digests, np.full(len(labels), OPEN), fractions, seed)
+    assert set(part) <= {TRAIN, VAL, TEST}
+    assert_no_copy_in_two_parts(digests, part)
+    order = random.permutation(len(labels))  # names and places do not matter
+    assert (cut(labels[order], digests[order], np.full(len(labels), OPEN), fractions, seed) == part[order]).all()
+    for label in np.unique(labels):
+        mine, copies = part[labels == label], np.unique(digests[labels == label, 1], return_counts=True)[1]
+        assert (mine == TRAIN).any()
+        rest = len(mine)
+        for name, share in fractions.items():
+            got = int((mine == name).sum())
+            assert abs(got - share * rest) <= max(copies.max(), 1)
+            assert got or len(copies) <= len(set(mine))  # at least one if there are enough different ones
+            if copies.max() == 1:
+                assert got == min(max(round(share * rest), 1), rest - 1)
+            rest -= got
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_what_was_trained_on_is_never_tested(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    classes = int(random.integers(2, 6))
+    labels, digests = random_set(random, int(random.integers(20, 200)), classes, wrong=0.1)
+    part = cut(labels, digests, np.full(len(labels), OPEN), {TEST: 0.2, VAL: 0.1}, seed)
+    assert_no_copy_in_two_parts(digests, part)
+    lists = [digests[part == place] for place in (TRAIN, VAL, TEST)]
+    for later in range(4):  # the run goes on and is evaluated while its data set changes
+        more, others = random_set(random, 60, classes, wrong=0.1)
+        kept = random.permutation(len(labels))[: int(random.uniform(0.5, 1.0) * len(labels))]
+        labels, digests = np.append(labels[kept], more), np.concatenate([digests[kept], others + later])
+        copied = random.integers(len(labels), size=20)
+        labels, digests = np.append(labels, labels[copied]), np.concatenate([digests, digests[copied]])
+        digests[random.random(len(labels)) < 0.1, 0] += 1  # saved in another format
+        if later % 2:
+            digests[:, 1] += 1  # decoded in another size
+        known = remembered(digests, lists, np.full(len(labels), TRAIN))
+        fractions = {TEST: float(random.uniform(0.05, 0.4)), VAL: float(random.uniform(0.05, 0.4))}
+        part = cut(labels, digests, known, fractions, seed + later)
+        assert not among(digests[part == TEST], np.concatenate(lists[:2])).any()
+        assert_no_copy_in_two_parts(digests, part)
+        lists = [np.concatenate([had, digests[part == place]]) for place, had in enumerate(lists)]
+
+
+# --- real folders -----------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def contents(data: ImageFolder) -> dict[Split, set[bytes]]:
+    """The pixels of each part."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataNote)
+        return {
+            split: {data.split(split)[0][row].numpy().tobytes() for row in data.split(split)[2]} for split in SPLITS
+        }
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of 3 classes with 30 images each."""
+    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+    for label, name in enumerate(("ant", "bee", "cow")):
+        for number in range(30):
+            save(tmp_path / "data" / name / f"{number:02}.png", 100 * label + number)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_folders_that_change(root: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    run = ImageFolder(str(root), test_fraction=0.2, seed=seed)
+    trained, count = contents(run), 1000 * (seed + 1)
+    parts = run.parts()
+    assert not set.intersection(*trained.values())
+    for _ in range(2):
+        paths = sorted(root.rglob("*.*"))
+        for path in [paths[row] for row in random.permutation(len(paths))[:30]]:
+            action = random.integers(5)
+            count += 1
+            if action == 0:
+                path.unlink()
+            elif action == 1:
+                path.rename(path.with_name(f"renamed{count}.{path.suffix[1:]}"))
+            elif action == 2:
+                with Image.open(path) as image:
+                    image.save(path.with_name(f"copy{count}.bmp"))
+            elif action == 3:
+                shutil.copy(path, root / random.choice(["ant", "bee", "cow"]) / f"twin{count}{path.suffix}")
+            else:
+                save(path.with_name(f"new{count}.png"), count)
+        later = ImageFolder(str(root), seed=int(random.integers(100)), val_fraction=0.3, test_fraction=0.4)
+        later.known_parts = parts
+        now = contents(later)
+        assert not now["test"] & (trained["train"] | trained["val"])
+        assert not now["val"] & trained["train"]
+        assert not now["test"] & (now["train"] | now["val"])
+        assert "new" in later.part_changes()
+        assert f"parts stay as they were cut, with seed {seed} and shares of 0.1, 0.2" in later.part_changes()
+        trained, parts = {split: trained[split] | now[split] for split in SPLITS}, later.parts()
+
+
+def test_more_images_change_neither_parts_nor_size(root: Path) -> None:
+    run = ImageFolder(str(root))
+    before = contents(run)
+    assert all(tensor.dtype == torch.int64 for tensor in run.parts().values())
+    assert run.part_changes() == ""
+    later = ImageFolder(str(root))
+    assert later.image_shape == (3, 6, 6)
+    for number in range(200):
+        save(root / "ant" / f"new{number}.png", 5000 + number)
+        with Image.open(root / "ant" / f"new{number}.png") as image:
+            image.resize((12, 12)).save(root / "ant" / f"new{number}.png")
+    assert ImageFolder(str(root)).image_shape == (3, 12, 12)
+    later = ImageFolder(str(root))
+    later.known_parts = run.parts()
+    assert later.image_shape == (3, 6, 6)
+    assert before["test"] <= contents(later)["test"]
+    assert before["train"] <= contents(later)["train"]
+    said = "images since this run began: 200 new, train 72 -> 234, val 9 -> 27, test 9 -> 29"  # 23 of 230, 3, and 3
+    assert later.part_changes() == said
+
+
+def test_whatever_changes_is_said_in_one_line(root: Path) -> None:
+    run, began = ImageFolder(str(root)), "images since this run began: "
+    files = {split: [root / run._listing.files[row] for row in run.split(split)[2]] for split in ("train", "test")}
+
+    def said() -> str:
+        later = ImageFolder(str(root))
+        later.known_parts = run.parts()
+        return later.part_changes()
+
+    files["test"][0].rename(root / "cow" / "renamed.png")  # an ant
+    assert said() == f"{began}1 in another class"
+    shutil.copy(files["test"][-1], root / "cow" / "copy.png")
+    assert said() == f"{began}1 in another class, test 9 -> 10"
+    files["train"][0].unlink()
+    with Image.open(files["train"][1]) as image:
+        image.save(root / "ant" / "other.bmp")
+    assert said() == f"{began}1 gone, 1 in another class, test 9 -> 10"
+    files["train"][1].rename(root / "bee" / "moved.png")  # its copy stays an ant
+    with pytest.warns(DataNote, match="in two classes"):
+        assert said() == f"{began}1 gone, 2 in another class, test 9 -> 10"
+
+
+def test_a_share_that_would_be_ignored_is_refused(root: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(root, root.parent / "laid_out" / part)
+    with pytest.raises(OptionError, match=r"test_fraction is 0\.2; it must be left out: .* has a test part"):
+        ImageFolder(str(root.parent / "laid_out"), test_fraction=0.2).prepare_data()
+    run = ImageFolder(str(root), test_fraction=0.2)
+    later = ImageFolder(str(root.parent / "laid_out"), test_fraction=0.2)
+    later.known_parts = run.parts()  # a run that had cut its part goes on
+    assert "kept in the part that they had" in later.part_changes()
+
+
+def test_another_size_and_another_format_at_once(root: Path) -> None:
+    parts, before = None, contents(ImageFolder(str(root)))
+    for suffix, size in ((".bmp", 4), (".tiff", 5)):
+        run = ImageFolder(str(root), image_size=size)
+        run.known_parts = parts or ImageFolder(str(root)).parts()
+        assert run.part_changes() == ""
+        parts = run.parts()
+        for path in [path for path in root.rglob("*.*") if path.is_file()]:
+            with Image.open(path) as image:
+                image.save(path.with_suffix(suffix))
+            path.unlink()
+    later = ImageFolder(str(root))
+    later.known_parts = parts
+    assert contents(later) == before
+    assert later.part_changes() == ""
+
+
+def test_a_part_that_the_user_lays_out_later(root: Path) -> None:
+    run = ImageFolder(str(root))
+    before = contents(run)
+    for name in ("ant", "bee", "cow"):
+        shutil.move(root / name, root / "train" / name)
+        for number in range(5):
+            (root / "test" / name).mkdir(parents=True, exist_ok=True)
+            shutil.move(root / "train" / name / f"{number:02}.png", root / "test" / name)
+    later = ImageFolder(str(root))
+    later.known_parts = run.parts()
+    now = contents(later)
+    assert not now["test"] & (before["train"] | before["val"])
+    assert before["test"] <= now["test"]
+    assert "kept in the part that they had" in later.part_changes()
+
+
+def test_own_folders_are_left_as_they_are(root: Path) -> None:
+    for part in ("train", "val", "test"):
+        shutil.copytree(root, root.parent / "laid_out" / part)
+    parts = None
+    for _ in range(2):
+        data = ImageFolder(str(root.parent / "laid_out"))
+        data.known_parts = parts
+        with pytest.warns(DataNote, match="90 images lie in two parts"):
+            assert [len(data.split(split)[2]) for split in SPLITS] == [90, 90, 90]
+        assert data.part_changes() == ""
+        parts = data.parts()
+
+
+def test_a_checkpoint_that_does_not_know_its_parts(root: Path) -> None:
+    data = ImageFolder(str(root))
+    data.known_parts = {}
+    with pytest.raises(DataError, match="did not keep which images it was trained on"):
+        data.split("test")
