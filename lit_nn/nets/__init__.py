@@ -5,32 +5,32 @@ The contract of a network:
 - It lives in a file of its own, from which one class is imported below. The file's name is the network's name: what
   ``--net`` takes, what a checkpoint holds, the key in ``NETS``.
 - ``Net(in_channels: int = ..., num_classes: int = ..., ...)``: any further arguments have defaults and plain values
-  (numbers, strings, lists). A network whose layers depend on the picture's size also takes
+  (numbers, strings, lists). A network whose layers depend on the size of the images also takes
   ``image_size: tuple[int, int]``, (H, W) in pixels.
 - ``image_size``, an attribute of class or instance: the (H, W) that forward expects, ``None`` for any.
 - ``forward`` takes float (B, in_channels, H, W) and returns logits (B, num_classes), which may be negative.
 - ``rebuild_args``, only where the arguments cannot simply be given again (``torchvision/<name>`` with downloaded
   weights): the ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
-- It is a plain ``nn.Module`` and never imports Lightning. Lazy layers are welcome: ``build_net`` sends a picture
+- It is a plain ``nn.Module`` and never imports Lightning. Lazy layers are welcome: ``build_net`` sends an image
   through every new network, which gives them their shapes before anyone looks at the parameters.
 """
 
 import inspect
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lit_nn.choices import look_up
+from lit_nn.errors import UsageError, look_up, place
 from lit_nn.nets.cifar_cnn import CifarCNN as CifarCNN
-from lit_nn.nets.conv3d_cnn import Conv3dCNN as Conv3dCNN
-from lit_nn.nets.fixed_hidden import FixedHidden as FixedHidden
-from lit_nn.nets.lazy_cnn import LazyCNN as LazyCNN
 from lit_nn.nets.lenet import LeNet as LeNet
 from lit_nn.nets.mlp import MLP as MLP
-from lit_nn.nets.nested_mlp import NestedMLP as NestedMLP
 from lit_nn.nets.resnet9 import ResNet9 as ResNet9
+
+with suppress(ModuleNotFoundError):  # a folder that may be deleted
+    from lit_nn.nets.tutorials import *  # noqa: F403
 
 NETS: dict[str, type[nn.Module]] = {
     cls.__module__.rpartition(".")[2]: cls
@@ -39,12 +39,7 @@ NETS: dict[str, type[nn.Module]] = {
 }
 
 TORCHVISION = "torchvision/"
-LARGEST_TRIED = 256 * 256  # pixels of a picture; what does not fit together shows at small ones, and those take no time
-
-
-def net_names() -> list[str]:
-    """Names of the project's own networks; ``torchvision/<name>`` may be built as well."""
-    return list(NETS)
+LARGEST_TRIED = 256 * 256  # pixels of an image; what does not fit together shows at small ones, which take no time
 
 
 def build_net(
@@ -56,34 +51,33 @@ def build_net(
 ) -> nn.Module:
     """Build a network by name, with ordinary parameters only: lazy ones are given their shapes.
 
-    One of ``NETS`` is tried out on a picture, so that what does not fit together is said here and not in the training.
+    One of ``NETS`` is tried out on an image, so that what does not fit together is said here and not in the training.
 
     Args:
-        name: a key of ``NETS``, or ``torchvision/<name>`` for a classification model of torchvision.
-        in_channels: channels of the pictures.
-        num_classes: number of logits.
-        image_size: (H, W) of the data's pictures in pixels; only networks that take it are given it.
-        net_args: the network's further arguments; an ``image_size`` among them overrides the data's.
-
-    Returns:
-        The network, in training mode.
+        name: A key of ``NETS``, or ``torchvision/<name>`` for a classification model of torchvision.
+        in_channels: Channels of the images.
+        num_classes: Number of logits.
+        image_size: (H, W) of the data's images in pixels; only networks that take it are given it.
+        net_args: The network's further arguments; an ``image_size`` among them overrides the data's.
 
     Raises:
-        ValueError: no such network or argument, or one that the network cannot be built with; pictures too small for
-            the network, or an output that is no logits.
-        OSError: pretrained weights were asked for and cannot be had.
+        UsageError: If there is no such network or argument, the network cannot be built with the arguments, cannot
+            work on the images, or gives no logits. An error of its own without any argument is let through.
+        OSError: If pretrained weights were asked for and cannot be had.
     """
     cls, first = _find(name)
     options = [arg for arg in inspect.signature(cls).parameters if arg not in {"in_channels", "num_classes", *first}]
     args = dict(net_args or {})
     for option in args:
         look_up(dict.fromkeys(options), option, f"argument of net {name}")
+    if "image_size" in options:
+        args["image_size"] = tuple(args.get("image_size", image_size))  # YAML and JSON have lists only
     try:
-        if "image_size" in options:
-            args["image_size"] = tuple(args.get("image_size", image_size))  # YAML and JSON have lists only
         net = cls(**first, in_channels=in_channels, num_classes=num_classes, **args)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"net {name} cannot be built with {args}: {error}") from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        if isinstance(error, UsageError) or not net_args:
+            raise
+        raise UsageError(f"net {name} cannot be built with {args}: {error} ({place(error)})") from error
     height, width = getattr(net, "image_size", None) or image_size
     tensors = [*net.parameters(), *net.buffers()]
     without_memory = any(tensor.is_meta for tensor in tensors)  # only the shapes are wanted, nothing can be computed
@@ -94,30 +88,21 @@ def build_net(
     return net.train()
 
 
-def _try_out(net: nn.Module, what: str, shape: tuple[int, int, int], num_classes: int) -> None:
-    """Send a picture (C, H, W) of zeros through a network.
+def count_parameters(net: nn.Module) -> int:
+    """How many numbers a network learns; a tensor used twice counts once."""
+    return sum(parameter.numel() for parameter in net.parameters())
 
-    Raises:
-        ValueError: it cannot work on such a picture, or what it gives is not (1, num_classes).
-    """
+
+def _try_out(net: nn.Module, what: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    """Send an image (C, H, W) of zeros through a network; it must give (1, num_classes)."""
     try:
         with torch.no_grad():  # in eval mode, so that no BatchNorm counts the zeros and no Dropout draws numbers
             logits = net.eval()(torch.zeros(1, *shape))
     except (TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{what} cannot work on pictures {shape}: {error}") from error
+        raise UsageError(f"{what} cannot work on images {shape}: {error} ({place(error)})") from error
     given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if given != (1, num_classes):
-        raise ValueError(f"{what} gives {given} for one picture {shape}; logits would be (1, {num_classes})")
-
-
-def count_parameters(net: nn.Module, recurse: bool = True) -> int:
-    """How many numbers a network learns; a tensor used twice counts once.
-
-    Args:
-        net: a network or a layer.
-        recurse: count those of the layers inside it, too.
-    """
-    return sum(parameter.numel() for parameter in net.parameters(recurse))
+        raise UsageError(f"{what} gives {given} for one image {shape}; logits would be (1, {num_classes})")
 
 
 def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:
@@ -125,11 +110,10 @@ def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:
     if name in NETS:
         return NETS[name], {}
     # Only now: importing torchvision takes a second that the project's own networks do not need.
-    from lit_nn.nets.torchvision_net import TorchvisionNet, torchvision_names
+    from lit_nn.nets.pretrained import TorchvisionNet, torchvision_names
 
     if name.startswith(TORCHVISION):
         return TorchvisionNet, {"name": name.removeprefix(TORCHVISION)}
-    allowed = [*NETS, f"{TORCHVISION}<name>"]
     if name in torchvision_names():
-        raise ValueError(f"unknown net {name!r}: did you mean '{TORCHVISION}{name}'? Allowed: {', '.join(allowed)}")
-    return look_up(dict.fromkeys(allowed, TorchvisionNet), name, "net"), {}  # raises
+        raise UsageError(f"unknown net '{name}'. Did you mean {TORCHVISION}{name}?")
+    return look_up(dict.fromkeys([*NETS, f"{TORCHVISION}<name>"], TorchvisionNet), name, "net"), {}  # raises

@@ -1,17 +1,13 @@
-"""The small convolutional network for colour pictures of the PyTorch tutorial "Training a Classifier"."""
+"""The small convolutional network for colour images of the PyTorch tutorial "Training a Classifier"."""
 
 from torch import Tensor, nn
 
 
 class CifarCNN(nn.Module):
-    """The LeNet-like network of the CIFAR-10 tutorial as one ``nn.Sequential``, for 32x32 pictures.
+    """The LeNet-like network of the CIFAR-10 tutorial as one ``nn.Sequential``, for 32x32 images.
 
     The layers and sizes are those of the PyTorch tutorial "Training a Classifier"; the parameters lie under
     ``cifar.<index>``, as in the copies of it that write the network as one Sequential.
-
-    Args:
-        in_channels: channels of the picture.
-        num_classes: number of logits.
     """
 
     image_size = (32, 32)
@@ -34,5 +30,5 @@ class CifarCNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify float pictures (B, in_channels, 32, 32): logits (B, num_classes)."""
+        """Classify float images (B, in_channels, 32, 32): logits (B, num_classes)."""
         return self.cifar(x)

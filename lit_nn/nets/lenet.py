@@ -5,15 +5,13 @@ from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """LeNet with ReLU and max-pooling, for 32x32 pictures.
+    """LeNet with ReLU and max-pooling, for 32x32 images.
 
     Sizes and parameter names are those of ``Net`` in the PyTorch tutorial "Neural Networks", so state_dicts can be
     exchanged with it. After LeCun et al., "Gradient-Based Learning Applied to Document Recognition" (1998).
 
     Args:
-        in_channels: channels of the picture.
-        num_classes: number of logits.
-        kernel_size: side of both convolutions in pixels, 2 to 13; 5 is the tutorial's.
+        kernel_size: Side of both convolutions in pixels, 2 to 13; 5 is the tutorial's.
     """
 
     image_size = (32, 32)
@@ -28,7 +26,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify float pictures (B, in_channels, 32, 32): logits (B, num_classes)."""
+        """Classify float images (B, in_channels, 32, 32): logits (B, num_classes)."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, 6, 14, 14)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 16, 5, 5)
         x = x.flatten(1)  # (B, 400)

@@ -6,17 +6,15 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Two hidden layers over the flattened picture.
+    """Two hidden layers over the flattened image.
 
     Sizes and parameter names are those of ``NeuralNetwork`` in the PyTorch tutorials "Build the Neural Network" and
     "Quickstart", so state_dicts can be exchanged with it. Copies of that tutorial with a ReLU after the last layer
     are a known slip: logits must be able to be negative, so there is none here.
 
     Args:
-        in_channels: channels of the picture.
-        num_classes: number of logits.
         image_size: (H, W) in pixels, which fixes the size of the first layer.
-        hidden: units of each hidden layer.
+        hidden: Units of each hidden layer.
     """
 
     def __init__(
@@ -38,6 +36,6 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify float pictures (B, in_channels, H, W): logits (B, num_classes)."""
+        """Classify float images (B, in_channels, H, W): logits (B, num_classes)."""
         x = self.flatten(x)  # (B, in_channels * H * W)
         return self.linear_relu_stack(x)  # (B, num_classes)

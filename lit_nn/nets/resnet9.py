@@ -10,7 +10,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_nn.choices import look_up
+from lit_nn.errors import look_up
 
 Activation = Callable[[], nn.Module]
 ACTIVATIONS: dict[str, Activation] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
@@ -19,18 +19,16 @@ ACTIVATIONS: dict[str, Activation] = {"relu": partial(nn.ReLU, inplace=True), "s
 class ResNet9(nn.Module):
     """Eight 3x3 convolutions in three stages, two of them with a residual block, and a linear layer.
 
-    Made for pictures of about 28x28 to 64x64 pixels; global pooling takes any size from 8x8. The parameters grow with
+    Made for images of about 28x28 to 64x64 pixels; global pooling takes any size from 8x8. The parameters grow with
     the square of ``width``: 0.4 M at 16, 0.9 M at 24, 1.6 M at 32 (the default, which two CPU cores can train),
     6.6 M at 64 (the original, for a GPU).
 
     Args:
-        in_channels: channels of the picture.
-        num_classes: number of logits.
-        width: channels of the first convolution, doubled by each stage.
+        width: Channels of the first convolution, doubled by each stage.
         activation: "relu", as in the original, or "silu", which is smooth and takes a little longer.
 
     Raises:
-        ValueError: no such activation.
+        UsageError: If there is no such activation.
     """
 
     image_size = None
@@ -52,7 +50,7 @@ class ResNet9(nn.Module):
         self.head = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify float pictures (B, in_channels, H, W): logits (B, num_classes)."""
+        """Classify float images (B, in_channels, H, W): logits (B, num_classes)."""
         x = self.features(x)  # (B, 8 * width, H / 8, W / 8)
         # Not nn.AdaptiveMaxPool2d(1), whose gradient has no deterministic kernel on a GPU.
         x = F.max_pool2d(x, x.shape[2:]).flatten(1)  # (B, 8 * width)
@@ -72,8 +70,5 @@ class _Residual(nn.Module):
 
 def _conv_bn_act(in_channels: int, out_channels: int, act: Activation) -> nn.Sequential:
     """Convolve 3x3 without changing the size; the bias is BatchNorm's."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        act(),
-    )
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), act())

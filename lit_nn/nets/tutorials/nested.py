@@ -1,7 +1,5 @@
 """Blocks made of blocks, after "Layers and Modules" and "Parameter Management" in Dive into Deep Learning."""
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,13 +14,14 @@ class MySequential(nn.Module):
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
+        self.length = len(blocks)
         for index, block in enumerate(blocks):
             self.add_module(str(index), block)  # only names that are strings can stand in a state_dict
 
     def forward(self, x: Tensor) -> Tensor:
         """Give each block the output of the one before it."""
-        for block in self._modules.values():  # children() would leave out a block's second appearance
-            x = cast(nn.Module, block)(x)
+        for index in range(self.length):  # children() would leave out a block's second appearance
+            x = self.get_submodule(str(index))(x)
         return x
 
 

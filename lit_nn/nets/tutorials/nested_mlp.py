@@ -1,10 +1,10 @@
-"""A picture classifier made of the nested blocks of "Parameter Management" in Dive into Deep Learning."""
+"""An image classifier made of the nested blocks of "Parameter Management" in Dive into Deep Learning."""
 
 import math
 
 from torch import Tensor, nn
 
-from lit_nn.nets.nested import block2
+from lit_nn.nets.tutorials.nested import block2
 
 
 class NestedMLP(nn.Module):
@@ -15,11 +15,9 @@ class NestedMLP(nn.Module):
     ReLU layers.
 
     Args:
-        in_channels: channels of the picture.
-        num_classes: number of logits.
         image_size: (H, W) in pixels, which fixes the size of the first layer.
-        units: features between the blocks.
-        hidden: units inside each block.
+        units: Features between the blocks.
+        hidden: Units inside each block.
     """
 
     def __init__(
@@ -41,7 +39,7 @@ class NestedMLP(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify float pictures (B, in_channels, H, W): logits (B, num_classes)."""
+        """Classify float images (B, in_channels, H, W): logits (B, num_classes)."""
         x = self.stem(x)  # (B, units)
         x = self.blocks(x)  # (B, units)
         return self.head(x)  # (B, num_classes)

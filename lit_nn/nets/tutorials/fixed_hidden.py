@@ -1,4 +1,4 @@
-"""A picture classifier around a constant random weight, a shared layer and control flow that depends on the data."""
+"""An image classifier around a constant random weight, a shared layer and control flow that depends on the data."""
 
 import math
 
@@ -12,13 +12,11 @@ class FixedHidden(nn.Module):
 
     Its three ideas do their work here too: a random weight that never learns (a buffer: saved and moved with the
     network), one linear layer used before and after it, and features that are halved until their absolute sum is at
-    most 1. How often is decided for each picture by itself, so its logits do not depend on the rest of the batch.
+    most 1. How often is decided for each image by itself, so its logits do not depend on the rest of the batch.
 
     Args:
-        in_channels: channels of the picture.
-        num_classes: number of logits.
         image_size: (H, W) in pixels, which fixes the size of the first layer.
-        hidden: features of the shared layer.
+        hidden: Features of the shared layer.
     """
 
     rand_weight: Tensor
@@ -38,7 +36,7 @@ class FixedHidden(nn.Module):
         self.head = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify float pictures (B, in_channels, H, W): logits (B, num_classes)."""
+        """Classify float images (B, in_channels, H, W): logits (B, num_classes)."""
         x = self.stem(x)  # (B, hidden)
         x = self.linear(x)  # (B, hidden)
         x = F.relu(x @ self.rand_weight + 1)  # (B, hidden)

@@ -22,8 +22,8 @@ class MyLinear(nn.Module):
     cuts the tensors off from autograd, so that layer never learns: here the parameters themselves are used.
 
     Args:
-        in_units: size of the input's last dimension.
-        units: size of the output's last dimension.
+        in_units: Size of the input's last dimension.
+        units: Size of the output's last dimension.
     """
 
     def __init__(self, in_units: int, units: int) -> None:

@@ -7,15 +7,15 @@ class LazyCNN(nn.Module):
     """Two convolutions with BatchNorm, average pooling and dropout, whose input sizes come from the data.
 
     The lazy layers (``LazyConv2d``, ``LazyBatchNorm2d``, ``LazyLinear``) get their shapes in the first forward, which
-    ``build_net`` does with a picture of the right size before anyone asks for the parameters. A network built directly
+    ``build_net`` does with an image of the right size before anyone asks for the parameters. A network built directly
     needs such a forward before its optimizer is made. Structure after the PyTorch example "mnist" (Dropout) and LeNet-5
     (average pooling).
 
     Args:
-        in_channels: channels of the picture; the first forward is what decides.
-        num_classes: number of logits.
+        in_channels: Channels of the image; the first forward is what decides.
+        num_classes: Number of logits.
         image_size: (H, W) in pixels, at least 4 each; what the first forward must have.
-        dropout: share of the features that training leaves out before each linear layer.
+        dropout: Share of the features that training leaves out before each linear layer.
     """
 
     def __init__(
@@ -47,5 +47,5 @@ class LazyCNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify float pictures (B, in_channels, H, W): logits (B, num_classes)."""
+        """Classify float images (B, in_channels, H, W): logits (B, num_classes)."""
         return self.classifier(self.features(x))

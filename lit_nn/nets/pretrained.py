@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_nn.choices import look_up
+from lit_nn.errors import UsageError, look_up
 
-# (H, W) at least, in pixels. Most networks shrink the picture 32 times and pool globally what is left.
+# (H, W) at least, in pixels. Most networks shrink the image 32 times and pool globally what is left.
 LEAST_SIDE = 32
 LEAST_SIDES = {"alexnet": 63, "inception_v3": 75, "vit": 224}
 
@@ -20,12 +20,12 @@ LEAST_SIDES = {"alexnet": 63, "inception_v3": 75, "vit": 224}
 class TorchvisionNet(nn.Module):
     """A classification model of torchvision with its last layer replaced for ``num_classes``.
 
-    The picture size it wants (``image_size``) is: with published weights, the size they were trained at (224 for most,
+    The image size it wants (``image_size``) is: with published weights, the size they were trained at (224 for most,
     299 for inception_v3, 384 for some vit). Without, the data's own, enlarged to the least that the network can work
     on: 32 for most, 63 for alexnet, 75 for inception_v3; at least 224 and square for vit, always 224 for maxvit.
-    So training from nothing on small pictures is as fast as it can be, and fine-tuning sees what the weights know.
+    So training from nothing on small images is as fast as it can be, and fine-tuning sees what the weights know.
 
-    One-channel pictures are repeated to three channels, with or without published weights: the first convolution stays
+    One-channel images are repeated to three channels, with or without published weights: the first convolution stays
     as it was published, and one rule covers every architecture.
 
     A checkpoint must not start a download when it is loaded, nor forget the size that the weights asked for:
@@ -33,12 +33,12 @@ class TorchvisionNet(nn.Module):
     in place of those that were given.
 
     Args:
-        name: as in ``torchvision.models.list_models(module=torchvision.models)``.
-        in_channels: channels of the picture, 1 or 3.
-        num_classes: number of logits.
-        image_size: (H, W) of the data's pictures in pixels.
-        weights: published weights, downloaded by torchvision: "DEFAULT" (the best) or a name like "IMAGENET1K_V1".
-        freeze_backbone: train the new last layer only (transfer learning); all else keeps its values, the running
+        name: As in ``torchvision.models.list_models(module=torchvision.models)``.
+        in_channels: Channels of the image, 1 or 3.
+        num_classes: Number of logits.
+        image_size: (H, W) of the data's images in pixels.
+        weights: Published weights, downloaded by torchvision: "DEFAULT" (the best) or a name like "IMAGENET1K_V1".
+        freeze_backbone: Train the new last layer only (transfer learning); all else keeps its values, the running
             statistics of BatchNorm included.
 
     Attributes:
@@ -46,8 +46,8 @@ class TorchvisionNet(nn.Module):
         rebuild_args: arguments that make the same network without weights, as plain values.
 
     Raises:
-        ValueError: no such model or weights, or pictures of neither 1 nor 3 channels.
-        OSError: the weights could not be downloaded or read; the message says what to do.
+        UsageError: If there is no such model or weights, or images have neither 1 nor 3 channels.
+        OSError: If the weights could not be downloaded or read; the message says what to do.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TorchvisionNet(nn.Module):
         super().__init__()
         look_up(dict.fromkeys(torchvision_names()), name, "torchvision network")
         if in_channels not in (1, 3):
-            raise ValueError(f"net torchvision/{name} takes pictures of 1 or 3 channels, not {in_channels}")
+            raise UsageError(f"net torchvision/{name} takes images of 1 or 3 channels, not {in_channels}")
         published = None
         if weights is not None:
             published = look_up(models.get_model_weights(name).__members__, weights, f"weights of torchvision/{name}")
@@ -90,12 +90,12 @@ class TorchvisionNet(nn.Module):
         super().train(mode)
         if self.freeze_backbone:
             for layer in self.net.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                if isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                     layer.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify float pictures (B, in_channels, H, W): logits (B, num_classes)."""
+        """Classify float images (B, in_channels, H, W): logits (B, num_classes)."""
         return self.net(x.expand(-1, 3, -1, -1))
 
 
@@ -107,7 +107,7 @@ def torchvision_names() -> list[str]:
 
 
 def _fit(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Find the (H, W) in pixels that a network can work on, nearest to that of the pictures."""
+    """Find the (H, W) in pixels that a network can work on, nearest to that of the images."""
     if name.startswith("maxvit"):
         return (224, 224)  # its windows fit no other
     least = next((side for prefix, side in LEAST_SIDES.items() if name.startswith(prefix)), LEAST_SIDE)
