@@ -1,54 +1,36 @@
-"""Losses, by name. Each maps logits and targets to the mean over the batch.
+"""Losses, by name: logits (B, K) and targets to the mean over the batch, ().
 
-Targets are class indices or a probability for each class (one-hot, or mixed pictures); an index and its one-hot vector
-give the same loss. With class weights, each picture counts as much as its classes weigh, and the mean is over the
-weights: ``sum(w_i * loss_i) / sum(w_i)``.
+Targets are class indices, int64 (B,), or a probability for each class, float (B, K) (one-hot, or mixed images); an
+index and its one-hot vector give the same loss. ``label_smoothing`` is the share of the target, 0 to 1, that is spread
+over all classes (Szegedy et al. 2015). With class weights (K,), each image counts as much as its classes weigh, and the
+mean is over the weights: ``sum(w_i * loss_i) / sum(w_i)``.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["cross_entropy", "mse", "l1"]
-
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
-    """Cross-entropy of the softmax of the logits; what ``torch.nn.CrossEntropyLoss`` gives for class indices.
-
-    Args:
-        logits: float (B, K).
-        target: class indices int64 (B,), or float probabilities (B, K).
-        label_smoothing: share of the target, 0 to 1, that is spread over all classes (Szegedy et al. 2015).
-        weight: class weights (K,).
-
-    Returns:
-        The mean over the batch, a scalar.
-    """
+    """Cross-entropy of the softmax of the logits; what ``torch.nn.CrossEntropyLoss`` gives for class indices."""
     if weight is not None:
         weight = weight.to(logits.dtype)
     if weight is None or not target.is_floating_point():
         return F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing)
-    # For probabilities torch divides by the number of pictures whatever they weigh.
+    # For probabilities torch divides by the number of images whatever they weigh.
     total = F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing, reduction="sum")
     return total / (target.to(weight.dtype) @ weight).sum()
 
 
 def mse(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
-    """Squared difference of logits and one-hot targets, the mean over classes and batch.
-
-    Arguments and result are those of ``cross_entropy``.
-    """
+    """Squared difference of logits and one-hot targets, the mean over classes and batch."""
     return _distance(F.mse_loss, logits, target, label_smoothing, weight)
 
 
 def l1(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
-    """Absolute difference of logits and one-hot targets, the mean over classes and batch.
-
-    Arguments and result are those of ``cross_entropy``.
-    """
+    """Absolute difference of logits and one-hot targets, the mean over classes and batch."""
     return _distance(F.l1_loss, logits, target, label_smoothing, weight)
 
 
@@ -56,14 +38,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """Weigh classes so that all count the same in sum: N / (K * count), as scikit-learn's "balanced".
-
-    Args:
-        counts: pictures of each class (K,), N in all.
-
-    Returns:
-        Class weights, float (K,); 0 for a class without pictures.
-    """
+    """Weights (K,) with which all classes count the same in sum: N / (K * count); 0 for a class without images."""
     weights = counts.sum() / (len(counts) * counts.clamp(min=1))  # (K,)
     return torch.where(counts > 0, weights, 0.0)
 
@@ -71,13 +46,12 @@ def balanced_weights(counts: Tensor) -> Tensor:
 def _distance(
     loss: Callable[..., Tensor], logits: Tensor, target: Tensor, label_smoothing: float, weight: Tensor | None
 ) -> Tensor:
-    """Compare logits with (smoothed) one-hot targets, element by element."""
     classes = logits.shape[1]
     if not target.is_floating_point():
         target = F.one_hot(target, classes)  # (B, K)
     smoothed = target * (1 - label_smoothing) + label_smoothing / classes  # (B, K)
     if weight is None:
         return loss(logits, smoothed.to(logits.dtype))
-    per_picture = loss(logits, smoothed.to(logits.dtype), reduction="none").mean(1)  # (B,)
+    per_image = loss(logits, smoothed.to(logits.dtype), reduction="none").mean(1)  # (B,)
     weights = target.to(weight.dtype) @ weight  # (B,)
-    return (per_picture * weights).sum() / weights.sum()
+    return (per_image * weights).sum() / weights.sum()

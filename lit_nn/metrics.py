@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+FLUSH_EVERY = 64  # batches between two updates of the torchmetrics objects
+
 
 class LossError(FloatingPointError):
     """A loss is infinite or no number."""
@@ -28,12 +30,7 @@ class MeanLoss(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, sizes: Tensor) -> None:
-        """Add batches.
-
-        Args:
-            losses: Mean loss of each batch, (batches,).
-            sizes: Images in each, int64 (batches,).
-        """
+        """Add the mean loss of batches, (batches,), and the number of images in each, int64 (batches,)."""
         total = self.total  # to set an attribute of a Metric takes longer than to add
         for term in losses.float() * sizes:
             total = total + term
@@ -46,53 +43,46 @@ class MeanLoss(Metric):
 
 
 class StageMetrics(nn.Module):
-    """Mean loss and accuracy over all images of one stage (train, val or test).
+    """Exact metrics over all images of one stage (train, val or test).
 
     Updating torchmetrics objects at every step costs more than a small network's whole step. So the results of the
-    latest batches are kept as they are and given to the torchmetrics objects together, every ``flush_every`` batches.
-    Nothing is lost by it: each image counts once, whatever the sizes of the batches.
+    latest batches are kept as they are and given to the torchmetrics objects together. Nothing is lost by it: each
+    image counts once, whatever the sizes of the batches.
 
-    Args:
-        num_classes: Number of classes.
-        flush_every: Batches between two updates of the torchmetrics objects.
+    One more torchmetrics object as an attribute is one more metric: it is logged as train_NAME, val_NAME, test_NAME.
     """
 
-    def __init__(self, num_classes: int, flush_every: int = 64) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.loss = MeanLoss()
         self.acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        self.flush_every = flush_every
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []  # loss (), logits (B, K), labels (B,)
 
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count one batch.
+    @property
+    def by_name(self) -> dict[str, Metric]:
+        """All metrics."""
+        return {name: metric for name, metric in self.named_children() if isinstance(metric, Metric)}
 
-        Args:
-            loss: Mean loss of the batch, ().
-            logits: (B, num_classes).
-            labels: Classes, int64 (B,), or class probabilities, float (B, num_classes).
-        """
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: mean loss (), logits (B, num_classes), classes int64 (B,) or float (B, num_classes)."""
         self._recent.append((loss.detach(), logits.detach(), labels))
-        if len(self._recent) >= self.flush_every:
+        if len(self._recent) >= FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Give everything counted so far to the torchmetrics objects.
-
-        Raises:
-            LossError: If a loss is not finite.
-        """
+        """Give everything counted so far to the torchmetrics objects; raises `LossError` if a loss is not finite."""
         if not self._recent:
             return
-        all_losses, logits, labels = zip(*self._recent, strict=True)
+        all_losses, all_logits, all_labels = zip(*self._recent, strict=True)
         losses = torch.stack(all_losses)  # (batches,)
         finite = losses.isfinite()
         if not finite.all():
             first = int((~finite).nonzero()[0])
             raise LossError(f"The loss is {losses[first]:.3g}, for {len(losses) - first} batches now")
-        sizes = torch.tensor([len(batch) for batch in labels], device=losses.device)
-        self.loss.update(losses, sizes)
-        self.acc.update(torch.cat(logits), _as_classes(torch.cat(labels)))
+        sizes = torch.tensor([len(batch) for batch in all_labels], device=losses.device)
+        logits, labels = torch.cat(all_logits), _as_classes(torch.cat(all_labels))  # (N, num_classes), (N,)
+        for name, metric in self.by_name.items():
+            metric.update(losses, sizes) if name == "loss" else metric.update(logits, labels)
         self._recent.clear()
 
     def recent(self) -> dict[str, float]:
@@ -100,7 +90,7 @@ class StageMetrics(nn.Module):
         if not self._recent:
             return {}
         losses, logits, labels = zip(*self._recent, strict=True)
-        right = torch.cat(logits).argmax(1) == _as_classes(torch.cat(labels))  # (B,)
+        right = torch.cat(logits).argmax(1) == _as_classes(torch.cat(labels))  # (N,)
         return {"loss": torch.stack(losses).mean().item(), "acc": right.float().mean().item()}
 
 

@@ -4,17 +4,14 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from lit_nn.choices import look_up
-
-OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "manual_sgd"]
-ScheduleName = Literal["constant", "one_cycle", "cosine", "step", "plateau"]
+from lit_nn.errors import UsageError, look_up
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 
@@ -23,59 +20,24 @@ class ManualSGD(Optimizer):
     """The tutorials' own rule, weight = weight - lr * gradient (PyTorch tutorial "Neural Networks").
 
     Gives the same weights as ``torch.optim.SGD`` bit for bit.
-
-    Args:
-        params: parameters, or groups of them.
-        lr: learning rate.
-        weight_decay: share of the weight that is added to its gradient.
     """
 
     def __init__(self, params: Any, lr: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Change every weight by its gradient; returns what ``closure`` returns, which is called first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                gradient = weight.grad
-                if group["weight_decay"]:
-                    gradient = gradient.add(weight, alpha=group["weight_decay"])
-                weight.add_(gradient, alpha=-group["lr"])
+                if weight.grad is not None:
+                    gradient = weight.grad
+                    if group["weight_decay"]:
+                        gradient = gradient.add(weight, alpha=group["weight_decay"])
+                    weight.add_(gradient, alpha=-group["lr"])
         return loss
-
-
-class ProgressLR(LambdaLR):
-    """``LambdaLR`` with one factor for all groups, which is asked for once; torch's own takes longer than some layers.
-
-    Args:
-        optimizer: built with the peak learning rate.
-        factor: maps the number of steps taken to a factor of it.
-    """
-
-    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
-        super().__init__(optimizer, factor)
-
-    def step(self, epoch: int | None = None) -> None:
-        """Set the learning rate of the next step."""
-        self.last_epoch += 1
-        self._step_count += 1
-        factor = self.lr_lambdas[0](self.last_epoch)
-        self._last_lr = [base_lr * factor for base_lr in self.base_lrs]
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = lr
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -98,36 +60,31 @@ def build_optimizer(
     may_fuse: bool = True,
     **options: Any,
 ) -> Optimizer:
-    """Build an optimizer by name.
+    """Build an optimizer by name; the fused implementation, which is faster, where torch has one.
 
     Weight decay is for weights only: biases and the parameters of normalisation layers, which have at most one
-    dimension, are in a group of their own without it. The fused implementation is used where torch has one, for it is
-    the faster one on CPU and GPU; the option ``fused=False`` turns it off.
+    dimension, are in a group of their own without it.
 
     Args:
-        name: a key of ``OPTIMIZERS``.
-        params: parameters on the device they are trained on; frozen ones are left out.
-        lr: learning rate; with a schedule, the peak.
-        weight_decay: of the optimizer's own kind: added to the gradient, or decoupled from it (adamw).
-        decayed: for each parameter, whether it is decayed; None for the rule above.
-        may_fuse: whether the fused implementation will do; not where gradients are clipped that are scaled as well.
-        **options: further arguments of the torch class, for instance ``momentum=0.8`` or ``betas=[0.9, 0.95]``.
+        name: A key of ``OPTIMIZERS``.
+        params: Parameters on the device they are trained on; frozen ones are left out.
+        lr: Learning rate; with a schedule, the peak.
+        weight_decay: Of the optimizer's own kind: added to the gradient, or decoupled from it (adamw).
+        decayed: For each parameter, whether it is decayed; None for the rule above.
+        may_fuse: Whether the fused implementation will do; not where gradients are clipped that are scaled as well.
+        **options: Further arguments of the torch class, for instance ``momentum=0.8`` or ``betas=[0.9, 0.95]``.
 
     Raises:
-        ValueError: no such optimizer or option, or a value that it does not take.
+        UsageError: If there is no such optimizer or option, or it does not take a value.
     """
     build = look_up(OPTIMIZERS, name, "optimizer")
-    taken = inspect.signature(build).parameters
-    allowed = [option for option in taken if option not in {"params", "lr", "weight_decay"}]
-    for option in options:
-        look_up(dict.fromkeys(allowed), option, f"option of {name}")
+    taken = _check_options(name, build, options, {"params", "lr", "weight_decay"})
     if weight_decay < 0:
-        raise ValueError(f"weight_decay is {weight_decay}; it must be 0 or more")
+        raise UsageError(f"weight_decay is {weight_decay}; it must be 0 or more")
     params = list(params)
     decayed = [param.ndim > 1 for param in params] if decayed is None else decayed
     pairs = [pair for pair in zip(params, decayed, strict=True) if pair[0].requires_grad]
-    trained = [param for param, _ in pairs]
-    fusible = all(param.device.type in FUSED_DEVICES and param.is_floating_point() for param in trained)
+    fusible = all(param.device.type in FUSED_DEVICES and param.is_floating_point() for param, _ in pairs)
     excluded = options.get("foreach") or options.get("differentiable")
     if may_fuse and fusible and "fused" in taken and not excluded:
         options = {"fused": True} | options
@@ -137,30 +94,23 @@ def build_optimizer(
     ]
     try:
         return build([group for group in groups if group["params"]], lr=lr, **options)
-    except (TypeError, RuntimeError, IndexError) as error:
-        raise ValueError(f"optimizer {name} cannot be built with {options}: {error}") from error
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise UsageError(f"optimizer {name} cannot be built with {options}: {error}") from error
+
+
+# A schedule maps the progress of the training, from 0 at its first step to 1 at its end, to a factor of the peak
+# learning rate. It knows no number of steps, so none is saved, and a run can be made longer.
 
 
 def constant(progress: float) -> float:
-    """Keep the learning rate: always 1.
-
-    This function, ``one_cycle``, ``cosine`` and ``step`` map the progress of training, from 0 at its first step to 1 at
-    its end, to a factor of the peak learning rate. They know no numbers of steps, so no such number is saved.
-    """
+    """Keep the learning rate."""
     return 1.0
 
 
 def one_cycle(
     progress: float, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4
 ) -> float:
-    """Up to the peak and down again along half cosines (Smith and Topin 2017), as torch's ``OneCycleLR``.
-
-    Args:
-        progress: of the training, 0 to 1.
-        pct_start: progress at the peak.
-        div_factor: peak / first learning rate.
-        final_div_factor: first / last learning rate.
-    """
+    """Up to the peak (at ``pct_start``) and down again along half cosines (Smith and Topin 2017), as ``OneCycleLR``."""
     first, last = 1 / div_factor, 1 / (div_factor * final_div_factor)
     if progress < pct_start:
         return _half_cosine(first, 1.0, progress / pct_start)
@@ -168,71 +118,71 @@ def one_cycle(
 
 
 def cosine(progress: float, warmup: float = 0.05, first: float = 0.01, last: float = 0.0) -> float:
-    """Linearly up, then down along half a cosine (Loshchilov and Hutter 2016; warm-up of Goyal et al. 2017).
-
-    Args:
-        progress: of the training, 0 to 1.
-        warmup: progress at the peak.
-        first: factor at the beginning of the warm-up.
-        last: factor at the end of the training.
-    """
+    """Linearly up, then down along half a cosine (Loshchilov and Hutter 2016; warm-up of Goyal et al. 2017)."""
     if progress < warmup:
         return first + (1 - first) * progress / warmup
     return _half_cosine(1.0, last, (progress - warmup) / (1 - warmup))
 
 
 def step(progress: float, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1) -> float:
-    """Multiply the learning rate by ``gamma`` at each milestone, as torch's ``MultiStepLR``.
-
-    Args:
-        progress: of the training, 0 to 1.
-        milestones: progress at each change.
-        gamma: factor of each change.
-    """
+    """Multiply the learning rate by ``gamma`` at each milestone, as torch's ``MultiStepLR``."""
     return gamma ** sum(progress >= milestone for milestone in milestones)
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {
+def _half_cosine(start: float, end: float, part: float) -> float:
+    """Go from start to end, part 0 to 1, along half a cosine."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+
+
+SCHEDULES: dict[str, Callable[..., Any]] = {
     "constant": constant,
     "one_cycle": one_cycle,
     "cosine": cosine,
     "step": step,
+    "plateau": ReduceLROnPlateau,  # looks at val_loss after every epoch, the others after every step
 }
+
+
+class ProgressLR(LambdaLR):
+    """``LambdaLR`` with one factor for all groups, which is asked for once."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Learning rate of each group for the next step."""
+        factor = self.lr_lambdas[0](self.last_epoch)
+        return [base_lr * factor for base_lr in self.base_lrs]
 
 
 def build_schedule(name: str, optimizer: Optimizer, progress: Callable[[int], float], **options: Any) -> dict[str, Any]:
     """Build a schedule by name, as the ``lr_scheduler`` dictionary that Lightning takes.
 
     Args:
-        name: a key of ``SCHEDULES``, which change the learning rate after every step; or "plateau", torch's
-            ``ReduceLROnPlateau``, which looks at ``val_loss`` after every epoch.
-        optimizer: built with the peak learning rate.
-        progress: maps the number of steps taken to the progress of the training, 0 to 1.
-        **options: further arguments of the schedule's function, or of ``ReduceLROnPlateau``.
+        name: A key of ``SCHEDULES``.
+        optimizer: Built with the peak learning rate.
+        progress: Maps the number of steps taken to the progress of the training, 0 to 1.
+        **options: Further arguments of the schedule's function, or of ``ReduceLROnPlateau``.
 
     Raises:
-        ValueError: no such schedule or option.
+        UsageError: If there is no such schedule or option, or it does not take a value.
     """
-    schedules: dict[str, Callable[..., Any]] = {**SCHEDULES, "plateau": ReduceLROnPlateau}
-    build = look_up(schedules, name, "schedule")
-    allowed = [option for option in inspect.signature(build).parameters if option not in {"progress", "optimizer"}]
-    for option in options:
-        look_up(dict.fromkeys(allowed), option, f"option of {name}")
-    if name == "plateau":
-        return {"scheduler": ReduceLROnPlateau(optimizer, **options), "monitor": "val_loss", "interval": "epoch"}
-
+    schedule = look_up(SCHEDULES, name, "schedule")
+    _check_options(name, schedule, options, {"progress", "optimizer"})
     try:
-        for place in (0.0, 1.0):
-            SCHEDULES[name](place, **options)
-    except (ArithmeticError, TypeError) as error:  # now, not at the end of the training
-        raise ValueError(f"schedule {name} cannot be built with {options}: {error}") from error
+        if name == "plateau":
+            return {"scheduler": schedule(optimizer, **options), "monitor": "val_loss", "interval": "epoch"}
+        for place in (0.0, 1.0):  # now, not at the end of the training
+            schedule(place, **options)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UsageError(f"schedule {name} cannot be built with {options}: {error}") from error
 
     def factor(steps: int) -> float:
-        return SCHEDULES[name](min(max(progress(steps), 0.0), 1.0), **options)
+        return schedule(min(max(progress(steps), 0.0), 1.0), **options)
 
     return {"scheduler": ProgressLR(optimizer, factor), "interval": "step"}
 
 
-def _half_cosine(start: float, end: float, part: float) -> float:
-    """Go from start to end, part 0 to 1, along half a cosine."""
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+def _check_options(name: str, build: Callable[..., Any], options: dict[str, Any], own: set[str]) -> list[str]:
+    """All options that may be given to a function; refuses others."""
+    taken = [option for option in inspect.signature(build).parameters if option not in own]
+    for option in options:
+        look_up(dict.fromkeys(taken), option, f"option of {name}")
+    return taken

@@ -1,7 +1,7 @@
 """Losses against values computed by hand."""
 
 from math import log
-from typing import get_args
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_nn import LitClassifier
-from lit_nn.losses import LOSSES, LossName, balanced_weights
+from lit_nn.errors import UsageError
+from lit_nn.losses import LOSSES, balanced_weights
 
 # Softmax of (0, log 3) is (1/4, 3/4).
 LOGITS = torch.tensor([[0.0, log(3)], [0.0, log(3)]])
@@ -25,41 +26,32 @@ def both(classes: list[int]) -> list[Tensor]:
 
 @pytest.mark.parametrize("target", both([0, 1]))
 @pytest.mark.parametrize(
-    ("options", "value"),
+    ("name", "options", "value"),
     [
-        ({}, (NEVER + OFTEN) / 2),
-        ({"label_smoothing": 0.2}, (0.9 * NEVER + 0.1 * OFTEN + 0.9 * OFTEN + 0.1 * NEVER) / 2),
-        ({"weight": WEIGHT}, (1 * NEVER + 3 * OFTEN) / 4),
-        (
+        ("cross_entropy", {}, (NEVER + OFTEN) / 2),
+        ("cross_entropy", {"label_smoothing": 0.2}, (0.9 * NEVER + 0.1 * OFTEN + 0.9 * OFTEN + 0.1 * NEVER) / 2),
+        ("cross_entropy", {"weight": WEIGHT}, (1 * NEVER + 3 * OFTEN) / 4),
+        (  # the weight of a class goes with its own share of the target
+            "cross_entropy",
             {"weight": WEIGHT, "label_smoothing": 0.2},
             (0.9 * 1 * NEVER + 0.1 * 3 * OFTEN + 0.9 * 3 * OFTEN + 0.1 * 1 * NEVER) / 4,
         ),
+        # differences to the one-hot targets: (-1, log 3) and (0, log 3 - 1)
+        ("mse", {}, (1 + log(3) ** 2 + 0 + (log(3) - 1) ** 2) / 4),
+        ("l1", {}, (1 + log(3) + 0 + log(3) - 1) / 4),
+        ("mse", {"weight": WEIGHT}, (1 * (1 + log(3) ** 2) / 2 + 3 * (0 + (log(3) - 1) ** 2) / 2) / 4),
+        ("l1", {"weight": WEIGHT}, (1 * (1 + log(3)) / 2 + 3 * (0 + log(3) - 1) / 2) / 4),
+        ("mse", {"label_smoothing": 0.2}, (0.9**2 + (log(3) - 0.1) ** 2 + 0.1**2 + (log(3) - 0.9) ** 2) / 4),
+        ("l1", {"label_smoothing": 0.2}, (0.9 + log(3) - 0.1 + 0.1 + log(3) - 0.9) / 4),
     ],
 )
-def test_cross_entropy(target: Tensor, options: dict[str, object], value: float) -> None:
-    assert LOSSES["cross_entropy"](LOGITS, target, **options).item() == pytest.approx(value)
+def test_the_value_by_hand(target: Tensor, name: str, options: dict[str, object], value: float) -> None:
+    assert LOSSES[name](LOGITS, target, **options).item() == pytest.approx(value)
 
 
 def test_cross_entropy_of_mixed_targets() -> None:
     value = LOSSES["cross_entropy"](LOGITS[:1], torch.tensor([[0.25, 0.75]]))
     assert value.item() == pytest.approx(0.25 * NEVER + 0.75 * OFTEN)
-
-
-@pytest.mark.parametrize("target", both([0, 1]))
-@pytest.mark.parametrize(
-    ("name", "options", "value"),
-    [  # differences to the one-hot targets: (2, -1) and (1, 3)
-        ("mse", {}, (4 + 1 + 1 + 9) / 4),
-        ("l1", {}, (2 + 1 + 1 + 3) / 4),
-        ("mse", {"weight": WEIGHT}, (1 * (4 + 1) / 2 + 3 * (1 + 9) / 2) / 4),
-        ("l1", {"weight": WEIGHT}, (1 * (2 + 1) / 2 + 3 * (1 + 3) / 2) / 4),
-        ("mse", {"label_smoothing": 0.2}, (2.1**2 + 1.1**2 + 0.9**2 + 3.1**2) / 4),
-        ("l1", {"label_smoothing": 0.2}, (2.1 + 1.1 + 0.9 + 3.1) / 4),
-    ],
-)
-def test_distances(target: Tensor, name: str, options: dict[str, object], value: float) -> None:
-    logits = torch.tensor([[3.0, -1.0], [1.0, 4.0]])
-    assert LOSSES[name](logits, target, **options).item() == pytest.approx(value)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -75,11 +67,24 @@ def test_balanced_weights() -> None:
     assert balanced_weights(torch.tensor([10, 30, 0, 40])).tolist() == pytest.approx([2, 80 / 120, 0, 0.5])
 
 
-def test_names() -> None:
-    assert tuple(LOSSES) == get_args(LossName)
+def classifier(**options: Any) -> LitClassifier:
+    return LitClassifier(["a", "b"], (1, 28, 28), [0.5], [0.5], **options)
 
 
-def test_whole_numbers_as_class_weights_weigh_mixed_targets() -> None:
-    classifier = LitClassifier(["a", "b"], (1, 28, 28), [0.5], [0.5], class_weights=[1, 3])
-    loss = LOSSES["mse"](torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]), 0.0, classifier.class_weights)
+@pytest.mark.parametrize("weights", [[1, 3], (1.0, 3.0)], ids=["list", "tuple"])
+def test_class_weights_of_any_kind_weigh(weights: Any) -> None:
+    model = classifier(class_weights=weights)
+    assert model.class_weights is not None
+    assert model.class_weights.tolist() == [1, 3]
+    assert model.hparams["class_weights"] == [1.0, 3.0]  # a plain value, for the checkpoint
+    loss = LOSSES["mse"](torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]), 0.0, model.class_weights)
     assert loss.item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [("balancd", "unknown class_weights 'balancd'. Did you mean balanced"), ([1.0], "1 numbers for 2 classes")],
+)
+def test_other_class_weights_are_refused(weights: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        classifier(class_weights=weights)

@@ -5,26 +5,13 @@ After "Parameter Initialization" in Dive into Deep Learning and ``torch.nn.init`
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_nn.choices import look_up
+from lit_nn.errors import look_up
 
-InitName = Literal[
-    "default",
-    "normal",
-    "uniform",
-    "xavier_uniform",
-    "xavier_normal",
-    "kaiming_uniform",
-    "kaiming_normal",
-    "orthogonal",
-    "constant",
-    "tutorial_normal",
-    "tutorial_uniform",
-]
 LAYERS: tuple[type, ...] = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
@@ -57,12 +44,12 @@ def init_weights(net: nn.Module, name: str, layers: tuple[type, ...] = LAYERS) -
     """Start all layers of the given kinds, however deep they lie in the network.
 
     Args:
-        net: any module; its lazy layers must have their shapes already.
-        name: a key of ``INITS``.
-        layers: the kinds of layers to start, each with a weight and a bias or None; all others stay as they are.
+        net: Any module; its lazy layers must have their shapes already.
+        name: A key of ``INITS``.
+        layers: The kinds of layers to start, each with a weight and a bias or None; all others stay as they are.
 
     Raises:
-        ValueError: no such name.
+        UsageError: If there is no such name.
     """
     init = look_up(INITS, name, "init")
     chosen: list[Any] = [layer for layer in net.modules() if isinstance(layer, layers)]

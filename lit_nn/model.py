@@ -1,0 +1,126 @@
+"""ImageClassifier: pixels -> fit -> normalise -> net -> logits; what is saved, loaded, exported and served."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_nn.errors import UsageError
+from lit_nn.nets import build_net
+
+
+def fit_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring images (B, C, H, W) to (B, C, *size): a small lack is padded with black, everything else is resized."""
+    height, width = images.shape[-2:]
+    missing_h, missing_w = size[0] - height, size[1] - width
+    if 0 <= missing_h <= height // 4 and 0 <= missing_w <= width // 4:  # 28x28 to 32x32 for instance
+        top, left = missing_h // 2, missing_w // 2
+        return F.pad(images, (left, missing_w - left, top, missing_h - top))
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+
+class ImageClassifier(nn.Module):
+    """Classifies images: uint8 pixels in, logits out.
+
+    All arguments are plain values, and a checkpoint holds all of them; so it loads with nothing else at hand, and
+    loading it runs no code that the file names.
+
+    Args:
+        class_names: Name of each class, in the order of the labels.
+        image_shape: Channels, height and width of the images.
+        mean: Mean of each channel, with pixels scaled to [0, 1].
+        std: Standard deviation of each channel, likewise.
+        levels: Largest gray level of 16-bit files, which becomes 255 when a file is read.
+        net: Name of the network, one of `lit_nn.nets.NETS` or "torchvision/NAME"; or a module of one's own, of which
+            the name is kept: then a checkpoint is loaded by ``load_classifier(path, net=MyNet())``.
+        net_args: Further arguments of the network's constructor.
+        channels_last: Keep kernels and activations in the order (B, H, W, C), which convolutions with many channels
+            compute faster, most of all with bf16; networks that call ``view`` on an activation cannot work with it.
+        flip_in_eval: Outside of training, give the mean logits of each image and its mirror image: more accurate
+            where left and right do not matter, at twice the cost. What is exported does it too.
+
+    Attributes:
+        arguments: The arguments above, from which the same model is built again.
+        net_size: (H, W) that the network takes; None for any.
+
+    Raises:
+        UsageError: If a name is unknown or an argument does not fit; the message names what is allowed.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        class_names: list[str],
+        image_shape: tuple[int, int, int],
+        mean: list[float],
+        std: list[float],
+        levels: int = 65535,
+        net: str | nn.Module = "lenet",
+        net_args: dict[str, Any] | None = None,
+        channels_last: bool = False,
+        flip_in_eval: bool = False,
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.class_names, self.image_shape = list(class_names), (channels, height, width)
+        if isinstance(net, nn.Module):
+            self.net, self.net_name = net, type(net).__qualname__
+        else:
+            self.net, self.net_name = build_net(net, channels, len(class_names), (height, width), net_args), net
+        # A reloaded network gets its weights from the checkpoint: pretrained ones are not to be fetched again.
+        net_args = getattr(self.net, "rebuild_args", net_args)
+        self.arguments: dict[str, Any] = {
+            "class_names": self.class_names,
+            "image_shape": self.image_shape,
+            "mean": list(mean),
+            "std": list(std),
+            "levels": levels,
+            "net": self.net_name,
+            "net_args": net_args,
+            "channels_last": channels_last,
+            "flip_in_eval": flip_in_eval,
+        }
+        self.channels_last, self.flip_in_eval = channels_last, flip_in_eval
+        self.arrange_memory()
+        self.net_size: tuple[int, int] | None = getattr(self.net, "image_size", None)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # (C, 1, 1)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def arrange_memory(self) -> None:
+        """Put the kernels into the order of memory that was asked for."""
+        if self.channels_last:
+            try:
+                self.net.to(memory_format=torch.channels_last)
+            except RuntimeError as error:  # 3-D kernels for instance
+                raise UsageError(f"net {self.net_name} cannot be channels_last: {error}") from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: Pixels 0..255, uint8 (B, C, H, W), of the size and channels of the data set.
+
+        Returns:
+            Logits, float (B, num_classes); softmax over dimension 1 gives probabilities.
+
+        Raises:
+            TypeError: If the pixels are not uint8: floats are often scaled already, and would be scaled again.
+        """
+        if images.dtype != torch.uint8:
+            raise TypeError(
+                f"pixels are {images.dtype}; give them as uint8, 0..255 (scaling and normalisation are part of the "
+                "model): torch.uint8 of an image, or (floats * 255).round().to(torch.uint8)"
+            )
+        mean, std = self.mean, self.std  # (C, 1, 1)
+        # In place, in a copy: a new tensor for each step would cost more than the arithmetic.
+        x = images.to(mean.dtype, copy=True).div_(255)  # (B, C, H, W) in [0, 1]
+        if self.net_size is not None and x.shape[-2:] != self.net_size:
+            x = fit_to(x, self.net_size)  # (B, C, *net_size)
+        x.sub_(mean).div_(std)
+        logits = self.net(x)  # (B, num_classes)
+        if not self.training and self.flip_in_eval:
+            logits = (logits + self.net(x.flip(3))) / 2
+        return logits
