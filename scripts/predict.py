@@ -1,8 +1,79 @@
-"""Name what picture files show, with a checkpoint or an exported model; --help lists the options."""
+"""Name what image files show, with a checkpoint or an exported model; --help lists the options."""
+# ruff: noqa: PTH112, PTH207 (Path raises at names that are too long, and finds no absolute patterns)
 
+import csv
+import glob
+import json
+import os
 import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
-from lit_nn.predict import main
+from tqdm import tqdm
+
+from data_modules.errors import DataError
+from data_modules.files import atomic_path
+from data_modules.images.decode import SUFFIXES, image_paths
+from lit_nn.engine.console import CommandParser, command
+from lit_nn.errors import UsageError
+from lit_nn.trained.predict import MODEL_HELP, open_model, predict_files
+
+
+@command
+def main(words: list[str]) -> None:
+    parser = CommandParser("predict", "Name what image files show.")
+    parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help='images, folders, patterns ("shoes/**/*.jpg")')
+    parser.add_argument("--top_k", type=int, default=1, metavar="N", help="classes to name for each image [1]")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV file instead of a table")
+    options = parser.parse_args(words)
+    if options.top_k < 1:
+        raise UsageError(f"--top_k is {options.top_k}; it must be at least 1")
+    if options.csv and (not options.csv.parent.is_dir() or (options.csv.exists() and not options.csv.is_file())):
+        raise UsageError(f"--csv {options.csv}: it must be a file in a folder that is there")
+    warnings.filterwarnings("ignore", module="PIL")  # what matters about a file comes as an error
+    model, files = open_model(options.model), [file for word in options.paths for file in find_images(word)]
+    top_k, label_width = min(options.top_k, len(model.class_names)), max(map(len, model.class_names))
+    width, rows = min(max(len(path) for path, _ in files), 80), list[dict[str, Any]]()
+    quick = len(files) < 200 or (sys.stdout.isatty() and not options.csv)  # or the lines show how far it is
+    results = predict_files(model, files, top_k)
+    for name, error, (labels, shares) in tqdm(results, total=len(files), unit=" images", disable=quick or None):
+        found = [{"label": label, "probability": round(share, 6)} for label, share in zip(labels, shares, strict=True)]
+        rows.append({"path": name, "error": error} if error else {"path": name, "predictions": found})
+        cells = [f"{label:{label_width}} {share:6.1%}" for label, share in zip(labels, shares, strict=True)]
+        line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *cells])
+        if error or not (options.json or options.csv):  # a name may hold a line break, or what a terminal obeys
+            line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+            print(line, file=sys.stderr if error else sys.stdout)
+    if options.json:
+        print("[", ",\n".join(map(json.dumps, rows)), "]", sep="\n")
+    if options.csv:
+        keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
+        with atomic_path(options.csv) as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", *keys, "error"])
+            for row in rows:
+                values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
+                writer.writerow([row["path"], *values, row.get("error")])
+        print(f"{len(rows):,} rows: {options.csv}")
+    if failed := sum("error" in row for row in rows):
+        raise DataError(f"{failed:,} of {len(files):,} files could not be read")
+
+
+def find_images(word: str) -> list[tuple[str, str]]:
+    """The files that a word means, each with "" or the reason why it cannot be read."""
+    closed: list[OSError] = []  # folders that cannot be looked into
+    if is_folder := os.path.isdir(word):
+        found = list(image_paths(word, closed.append))
+    else:
+        found = [word] if os.path.lexists(word) else sorted(filter(os.path.isfile, glob.glob(word, recursive=True)))
+    files = [(path, "") for path in found] + [(error.filename, str(error.strerror)) for error in closed]
+    nothing = f"no file in it ends in {', '.join(sorted(SUFFIXES))}" if is_folder else "no such file or folder"
+    return files or [(word, nothing)]
+
 
 if __name__ == "__main__":
     sys.exit(main())

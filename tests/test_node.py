@@ -3,16 +3,16 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT
+from conftest import ROOT, script
+from test_export import save_checkpoint
 
 from data_modules import FashionMNISTSample
-from lit_nn import LitClassifier, export
-from lit_nn.models import open_model
-from lit_nn.predict import ranked
+from lit_nn.nets import NETS
+from lit_nn.trained.predict import open_model, predict
 
 SCRIPT = ROOT / "tests" / "node" / "classify.cjs"
 
@@ -20,40 +20,21 @@ SCRIPT = ROOT / "tests" / "node" / "classify.cjs"
 @pytest.fixture(scope="module")
 def node() -> str:
     """Path of Node, if it is here and finds onnxruntime-web, in tests/node/node_modules or along NODE_PATH."""
-    path = shutil.which("node")
-    if path is None:
-        pytest.skip("Node is not installed")
-    found = subprocess.run(
-        [path, "-p", "require.resolve('onnxruntime-web')"], cwd=SCRIPT.parent, capture_output=True, check=False
-    )
-    if found.returncode != 0:
-        pytest.skip("onnxruntime-web is not installed: npm install --prefix tests/node")
-    return path
+    words = [shutil.which("node") or sys.executable, "-p", "require.resolve('onnxruntime-web')"]
+    if subprocess.run(words, cwd=SCRIPT.parent, capture_output=True, check=False).returncode != 0:
+        pytest.skip("Node or onnxruntime-web is not installed: npm install --prefix tests/node")
+    return words[0]
 
 
-@pytest.mark.parametrize(
-    "net",
-    [
-        "lenet",
-        "resnet9",
-        "fixed_hidden",  # control flow  # tutorial
-    ],
-)
+@pytest.mark.parametrize("net", [net for net in NETS if net in ("lenet", "resnet9", "fixed_hidden")])
 def test_node_gives_the_same_labels(net: str, node: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    data = FashionMNISTSample
-    classifier = LitClassifier(data.class_names, data.image_shape, data.mean, data.std, net=net)
-    checkpoint = tmp_path / "model.ckpt"
-    torch.save({"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams)}, checkpoint)
-    assert export.main([str(checkpoint)]) == 0
-    images = data().split("test")[0][:100].numpy()
+    assert script("export")([str(save_checkpoint(tmp_path / "model.ckpt", net))]) == 0
+    images = FashionMNISTSample().split("test")[0][:100].numpy()
     (tmp_path / "pixels.bin").write_bytes(images.tobytes())
-    line = [node, str(SCRIPT), str(tmp_path / "model.onnx"), str(tmp_path / "pixels.bin")]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    words = [node, str(SCRIPT), str(tmp_path / "model.onnx"), str(tmp_path / "pixels.bin")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    model = open_model(tmp_path / "model.onnx")
-    expected = ranked(model.run_all(images)[1], model.class_names, 1)
+    found, expected = json.loads(done.stdout), predict(open_model(tmp_path / "model.onnx"), images)
     assert [item["label"] for item in found] == [prediction.label for prediction in expected]
     shares = [prediction.probability for prediction in expected]
     assert [item["probability"] for item in found] == pytest.approx(shares, abs=1e-5)

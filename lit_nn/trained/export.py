@@ -1,0 +1,165 @@
+"""Export of a checkpoint for use elsewhere: the same forward, pixels in, and checked before it is called done."""
+
+import base64
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_modules import ImageDataModule
+from data_modules.errors import DataError
+from data_modules.files import atomic_path
+from lit_nn.checkpoint import load_classifier, versions
+from lit_nn.errors import ModelError, UsageError, brief
+from lit_nn.model import ImageClassifier
+from lit_nn.trained.evaluate import Answers, answer_test_images, data_of
+from lit_nn.trained.predict import METADATA, classifier_model, open_model, quiet
+
+
+class Exported(nn.Module):
+    """What an exported graph computes: pixels in, probabilities out."""
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Classify uint8 (B, C, H, W): "logits" and "probabilities", float (B, num_classes) each."""
+        logits = self.classifier(pixels)
+        return {"logits": logits, "probabilities": logits.softmax(1)}
+
+
+def _graph(classifier: ImageClassifier) -> torch.export.ExportedProgram:
+    pixels = torch.zeros(2, *classifier.image_shape, dtype=torch.uint8)  # 2, because 0 and 1 would become constants
+    return torch.export.export(Exported(classifier), (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def write_onnx(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
+    """Write one ONNX file: input "pixels", outputs "logits" and "probabilities", any batch size."""
+    outputs = ["logits", "probabilities"]
+    program = torch.onnx.export(
+        _graph(classifier), input_names=["pixels"], output_names=outputs, dynamic_shapes=({0: "batch"},), verbose=False
+    )
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    program.save(path, external_data=False)
+
+
+def write_torch_export(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
+    """Write a program of torch.export, which runs without this project."""
+    torch.export.save(_graph(classifier), path, extra_files={METADATA: json.dumps(metadata)})
+
+
+def write_safetensors(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
+    """Write all tensors and, as metadata, the arguments from which the model is built again."""
+    from safetensors.torch import save
+
+    # Clones, because the format refuses tensors that share memory.
+    tensors = {name: tensor.clone().contiguous() for name, tensor in classifier.state_dict().items()}
+    path.write_bytes(save(tensors, {**metadata, "hyper_parameters": json.dumps(classifier.arguments)}))
+
+
+def write_state_dict(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
+    """Write the bare network's state_dict, with the names that the network's source has; it has no metadata."""
+    torch.save({name: tensor.clone() for name, tensor in classifier.net.state_dict().items()}, path)
+
+
+FORMATS: dict[str, tuple[str, Callable[[ImageClassifier, Mapping[str, str], Path], None]]] = {
+    "onnx": (".onnx", write_onnx),
+    "torch_export": (".pt2", write_torch_export),
+    "safetensors": (".safetensors", write_safetensors),
+    "state_dict": (".pth", write_state_dict),
+}
+
+
+class Export:
+    """A checkpoint (.ckpt) that is written to other formats, each file checked before it gets its name."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.classifier, model = load_classifier(checkpoint), open_model(checkpoint)
+        self.data: ImageDataModule | None = None
+        try:
+            data = data_of(model)
+            self.expected, self.data = answer_test_images(model, data), data  # what files are compared with
+            self.about = f"all {len(self.expected.labels):,} test images of {type(data).__name__}"
+        except (DataError, UsageError) as error:
+            images = np.random.default_rng(0).integers(0, 256, (64, *model.image_shape), np.uint8)
+            self.expected = Answers(model.class_names, images, np.zeros(64, np.int64), *model.run(images))
+            self.about = f"64 images of random pixels, so without accuracies ({brief(error)})"
+        self.accuracy = float((self.expected.logits.argmax(1) == self.expected.labels).mean())
+        shape, colours = ", ".join(map(str, model.image_shape)), "gray" if model.image_shape[0] == 1 else "RGB"
+        # Where the data lay is nobody's business; what else decides on the test part goes along.
+        options = {name: value for name, value in model.data.get("options", {}).items() if name != "data_dir"}
+        parts = {name: base64.b64encode(part.astype("<i8").tobytes()).decode() for name, part in model.parts.items()}
+        self.metadata = {
+            "class_names": json.dumps(model.class_names),
+            "image_shape": json.dumps(model.image_shape),
+            "levels": json.dumps(model.levels),
+            "data": json.dumps(model.data and {**model.data, "options": options}),
+            "parts": json.dumps({name: [part.shape, parts[name]] for name, part in model.parts.items()}),
+            "format": "lit-nn 1",
+            "input": f"pixels: uint8 (batch, {shape}), 0..255, {colours}, not scaled, not normalised",
+            "output": "logits and probabilities: float32 (batch, classes), in the order of class_names",
+            "net": self.classifier.net_name,
+            "test_accuracy": f"{self.accuracy:.6f} on {self.about}" if self.data else "not measured",
+            "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+            "versions": json.dumps(versions()),
+        }
+
+    def write(self, name: str, target: Path, tolerance: float = 1e-4) -> str:
+        """Write "int8" or one of `FORMATS`, load it again by its own runtime, compare; returns what was found.
+
+        ``target`` is replaced only if nothing differs by more than ``tolerance`` of the largest logit, else ModelError.
+        """
+        if name == "int8" and self.data is None:
+            raise UsageError(f"--int8 needs the data set, to measure what it costs; here are only {self.about}")
+        expected = self.expected
+        batches = [np.arange(size) % len(expected.images) for size in (1, 2, 17, len(expected.images))]
+        with atomic_path(target) as part:
+            try:
+                with quiet():
+                    writer = self._write_int8 if name == "int8" else FORMATS[name][1]
+                    writer(self.classifier, self.metadata, part)
+                if name == "state_dict":  # which does not say what network it belongs to
+                    classifier = copy.deepcopy(self.classifier)
+                    classifier.net.load_state_dict(torch.load(part, weights_only=True))
+                model = classifier_model(classifier) if name == "state_dict" else open_model(part)
+                answers = [model.run(expected.images[rows]) for rows in batches]
+            except Exception as error:  # torch's exporters and the runtimes raise all kinds of things
+                raise ModelError(
+                    f"net {self.classifier.net_name} cannot be exported to {name}, loaded again and run: {brief(error)}"
+                    "\nA graph cannot hold Python control flow that depends on values: docs/add_a_network.md"
+                ) from error
+            logits, probabilities = (np.concatenate(values) for values in zip(*answers, strict=True))
+            rows = np.concatenate(batches)
+            difference = np.abs(logits - expected.logits[rows]).max()
+            relative = difference / (np.abs(expected.logits).max() or 1)
+            relative = np.maximum(relative, np.abs(probabilities - expected.probabilities[rows]).max())  # keeps NaN
+            if not relative <= tolerance and name != "int8":
+                raise ModelError(
+                    f"{target.name} is not the same model: its outputs differ by {relative:.1e} of the largest logit, "
+                    f"{tolerance:.1e} is allowed (--tolerance). No file was left."
+                )
+            accuracy = float((answers[-1][0].argmax(1) == expected.labels).mean())
+            scores = f"; accuracy {accuracy:.2%}, checkpoint {self.accuracy:.2%}" if self.data else ""
+            found = f"largest difference of logits {difference:.1e}, relative {relative:.1e}"
+            return f"{target}: {part.stat().st_size:,} bytes; {found}, at batches of 1, 2, 17 and all{scores}"
+
+    def _write_int8(self, classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
+        """Write an ONNX file with 8-bit integers; the ranges of activations come from training images."""
+        from onnxruntime.quantization import QuantType, quantize_static
+
+        write_onnx(classifier, metadata, path)
+        assert self.data is not None
+        images, _, rows = self.data.split("train")
+        some = images[rows[torch.linspace(0, len(rows) - 1, 512).long()]].split(32)
+        batches = iter([{"pixels": batch.numpy()} for batch in some])
+        reader = SimpleNamespace(get_next=lambda: next(batches, None))
+        layers, int8 = ["Conv", "Gemm", "MatMul"], QuantType.QInt8
+        quantize_static(path, path, reader, op_types_to_quantize=layers, per_channel=True, weight_type=int8)

@@ -1,0 +1,253 @@
+"""A trained model in use: any of our files opened, images in, names and probabilities out; an .onnx without torch."""
+
+import base64
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_modules.images.decode import ImageError, prepare_file, prepare_image, printable
+from lit_nn.errors import ModelError, UsageError, brief, place
+
+if TYPE_CHECKING:
+    from lit_nn.model import ImageClassifier
+
+METADATA = "metadata.json"  # the file inside a .pt2
+BATCH = 128  # images that go through a model at once
+MODEL_HELP = "a checkpoint (.ckpt) or an export (.onnx, .safetensors, .pt2); a stranger's .pt2 can run code"
+
+Pixels = NDArray[np.uint8]
+Answer = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits and probabilities, (N, num_classes) each
+Run = Callable[[Pixels], Answer]
+
+
+class Prediction(NamedTuple):
+    """What an image shows, most probable class first."""
+
+    labels: list[str]  # names of classes
+    probabilities: list[float]  # of each, between 0 and 1
+
+    @property
+    def label(self) -> str:
+        """Name of the most probable class."""
+        return self.labels[0]
+
+    @property
+    def probability(self) -> float:
+        """Probability of the most probable class."""
+        return self.probabilities[0]
+
+
+class Model(NamedTuple):
+    """A trained model, whatever file it comes from."""
+
+    class_names: list[str]  # in the order of the logits
+    image_shape: tuple[int, int, int]  # channels, height and width of the images it takes
+    levels: int  # largest gray level of 16-bit files, which becomes 255 when a file is read
+    run_batch: Run
+    data: dict[str, Any] = {}  # "class" and "options" of the data set it was trained on; empty if it is not known
+    parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
+
+    def run(self, images: Pixels) -> Answer:
+        """Logits and probabilities of pixels 0..255, uint8 (N, C, H, W), in batches that fit into memory; N > 0."""
+        answers = [self.run_batch(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        logits, probabilities = zip(*answers, strict=True)
+        return np.concatenate(logits), np.concatenate(probabilities)
+
+    def name(self, images: Sequence[Pixels], top_k: int) -> list[Prediction]:
+        """The ``top_k`` most probable classes of each of some images (C, H, W)."""
+        probabilities = self.run(np.stack(images))[1] if images else np.zeros((0, 1))  # (N, num_classes)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]  # (N, top_k)
+        return [
+            Prediction([self.class_names[label] for label in labels], shares[labels].tolist())
+            for labels, shares in zip(order, probabilities, strict=True)
+        ]
+
+    def pixels(self, image: Any) -> Pixels:
+        """One image of any kind as this model takes it, prepared as in training, (C, H, W)."""
+        if not isinstance(image, str | os.PathLike | Image.Image):
+            array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
+            if array.dtype != np.uint8:
+                raise UsageError(f"pixels are {array.dtype}; pass them as uint8, 0..255: the model scales them")
+            if array.shape == self.image_shape:
+                return array
+            if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
+                raise UsageError(f"pixels have the shape {array.shape}, not {self.image_shape}, (H, W), (H, W, 3 or 4)")
+            image = Image.fromarray(array)
+        channels, height, width = self.image_shape
+        if height != width or channels not in (1, 3):
+            raise UsageError(f"the model takes {self.image_shape}; files become squares of 1 or 3 channels only")
+        if isinstance(image, Image.Image):
+            # Preparing may turn an image, hence the copy; a TIFF turns itself, and a copy of it would lose its tags.
+            return prepare_image(image if hasattr(image, "tag_v2") else image.copy(), height, channels, self.levels)
+        return prepare_file(Path(image), height, channels, self.levels)
+
+
+def open_model(path: str | os.PathLike[str]) -> Model:
+    """Open a checkpoint (.ckpt), or what scripts/export.py made of one (.onnx, .pt2, .safetensors).
+
+    Raises UsageError if the file is of another kind, ModelError if it is missing, damaged or not made by this project.
+    """
+    path = Path(path)
+    if path.suffix not in OPENERS:
+        hint = f". Did you mean {best}?" if (best := path / "checkpoints" / "best.ckpt").is_file() else ""
+        raise UsageError(f"{path} is no model: a model's file ends in {', '.join(OPENERS)}{hint}")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt")
+    try:  # what a file says of itself can be anything, and every runtime has errors of its own
+        model = OPENERS[path.suffix](path)
+        if np.prod(model.image_shape) > 1 << 26:
+            raise ValueError(f"it takes images of the shape {model.image_shape}")
+        logits, probabilities = model.run(np.zeros((1, *model.image_shape), np.uint8))
+        if not logits.shape == probabilities.shape == (1, len(model.class_names)):
+            raise ValueError(f"{len(model.class_names)} classes, logits of the shape {logits.shape}")
+    except Exception as error:
+        if path.suffix == ".ckpt" and isinstance(error, ModelError):
+            raise  # it names the file
+        reason = f"{brief(error)}, {place(error)}" if path.suffix == ".ckpt" else brief(error)  # in anybody's network
+        raise ModelError(f"{path}: damaged, or not made by scripts/export.py ({reason})") from error
+    return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what torch and onnxruntime say about their own insides off the terminal; what matters is an exception."""
+    with warnings.catch_warnings(action="ignore"):
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _open_onnx(path: Path) -> Model:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)  # errors only
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    run: Run = lambda images: session.run(["logits", "probabilities"], {"pixels": images})  # noqa: E731
+    return _described(session.get_modelmeta().custom_metadata_map, run)
+
+
+def _open_program(path: Path) -> Model:
+    import torch
+
+    files = {METADATA: ""}
+    with quiet():
+        program = torch.export.load(path, extra_files=files).module()
+
+    @torch.inference_mode()
+    def run(images: Pixels) -> Answer:
+        answer = program(torch.from_numpy(images))
+        return answer["logits"].numpy(), answer["probabilities"].numpy()
+
+    return _described(json.loads(files[METADATA]), run)
+
+
+def _open_checkpoint(path: Path) -> Model:
+    from lit_nn.checkpoint import data_settings, load_classifier, read_checkpoint
+
+    checkpoint, model = read_checkpoint(path), classifier_model(load_classifier(path))
+    parts = {name: part.numpy() for name, part in checkpoint.get("parts", {}).items()}
+    return model._replace(data=data_settings(checkpoint), parts=parts)
+
+
+def _open_safetensors(path: Path) -> Model:
+    from safetensors import safe_open
+
+    from lit_nn.checkpoint import build_model
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
+    model = classifier_model(build_model(json.loads(metadata["hyper_parameters"]), tensors))
+    return _described(metadata, model.run_batch)
+
+
+OPENERS = {".ckpt": _open_checkpoint, ".onnx": _open_onnx, ".pt2": _open_program, ".safetensors": _open_safetensors}
+
+
+def classifier_model(classifier: "ImageClassifier") -> Model:
+    """A classifier as a `Model`, on the device where it is."""
+    import torch
+
+    @torch.inference_mode()
+    def run(images: Pixels) -> Answer:
+        was_training = classifier.training
+        logits = classifier.eval()(torch.from_numpy(images).to(classifier.mean.device)).float().cpu()  # (B, K)
+        classifier.train(was_training)
+        return logits.numpy(), logits.softmax(1).numpy()
+
+    return Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run)
+
+
+def _described(metadata: Mapping[str, str], run: Run) -> Model:
+    metadata = {"levels": "65535", "parts": "{}", **metadata}  # older files do not say these
+    said = {name: json.loads(metadata[name]) for name in ("class_names", "image_shape", "levels", "data", "parts")}
+    channels, height, width = said["image_shape"]
+    data = said["data"] if isinstance(said["data"], dict) else {}
+    parts = {
+        str(name): np.frombuffer(base64.b64decode(text, validate=True), "<i8").reshape(shape)
+        for name, (shape, text) in said["parts"].items()
+    }
+    return Model([*map(str, said["class_names"])], (channels, height, width), int(said["levels"]), run, data, parts)
+
+
+def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> list[Prediction]:
+    """Classify images, in eval mode and without gradients, on the device where the model is.
+
+    Args:
+        model: A classifier, or what `open_model` opened.
+        images: An image, a list or a batch of them: path of a file, PIL image, or uint8 array or tensor, (H, W) gray,
+            (H, W, 3) RGB or (H, W, 4) with transparency, of any size: they are prepared exactly as in training (large
+            JPEGs may differ by a level, because files are decoded at a fraction of their size). Or pixels that are
+            prepared already, (C, H, W) of the model's shape.
+        top_k: How many classes to name for each image.
+
+    Returns:
+        A prediction for each image, in their order; a list also for a single one.
+
+    Raises:
+        ImageError: If a file cannot be read as an image; the message names the file.
+        UsageError: If an array is neither an image nor pixels of the right shape, or is not uint8.
+    """
+    model = model if isinstance(model, Model) else classifier_model(model)
+    pixels = []
+    for image in images if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4 else [images]:
+        try:
+            pixels.append(model.pixels(image))
+        except ImageError as error:
+            raise ImageError(f"{printable(str(image))}: {error}") from error
+    return model.name(pixels, top_k)
+
+
+def predict_files(model: Model, files: list[tuple[str, str]], top_k: int) -> Iterator[tuple[str, str, Prediction]]:
+    """Name, what is wrong, what is shown, of each file; what is wrong with it may be known already."""
+
+    def decode(file: tuple[str, str]) -> Pixels | str:
+        path, reason = file
+        if reason or (Path(path).exists() and not Path(path).is_file()):
+            return reason or "not a file"  # opening a pipe or a device could wait for ever
+        try:
+            return model.pixels(path)
+        except ImageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decodes the next batch while the model runs one
+        coming = pool.map(decode, files[:BATCH])
+        for start in range(0, len(files), BATCH):
+            decoded = list(coming)
+            coming = pool.map(decode, files[start + BATCH : start + 2 * BATCH])
+            found = iter(model.name([item for item in decoded if not isinstance(item, str)], top_k))
+            for (path, _), item in zip(files[start : start + BATCH], decoded, strict=True):
+                wrong = item if isinstance(item, str) else ""
+                yield printable(path), wrong, Prediction([], []) if wrong else next(found)
