@@ -2,7 +2,38 @@
 
 import sys
 
-from lit_nn.commands import lightning_cli
+from lit_nn.engine.console import command
+from lit_nn.engine.flags import to_dotted
+from lit_nn.errors import UsageError, did_you_mean
+
+STAGES = ("fit", "validate", "test", "predict")
+
+
+@command
+def main(words: list[str]) -> None:
+    """Run what the first word names, with the options that follow it."""
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: python -m lit_nn {'|'.join(STAGES)} [OPTION ...]\n\nOptions: python -m lit_nn fit --help")
+        return
+    stage, *options = words
+    if stage not in STAGES:
+        what = "stands before the subcommand, which comes first" if stage.startswith("-") else "is no subcommand"
+        raise UsageError(f"'{stage}' {what}.{did_you_mean(stage, STAGES)} Allowed: {', '.join(STAGES)}")
+    to_dotted(options)  # refuses at once what is mistyped
+    from lit_nn.engine.cli import LitCLI  # only now: it imports lightning, which takes seconds
+    from lit_nn.engine.run import predict, running
+
+    cli = LitCLI(stage, options)
+    with running(cli):
+        if stage == "fit":
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+            if cli.run_dir is not None and cli.trainer.is_global_zero:
+                print(f"Run folder: {cli.run_dir}")
+        elif stage == "predict":
+            predict(cli)
+        else:
+            getattr(cli.trainer, stage)(cli.model, cli.datamodule)
+
 
 if __name__ == "__main__":
-    sys.exit(lightning_cli())
+    sys.exit(main())

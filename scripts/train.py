@@ -1,8 +1,25 @@
-"""Train an image classifier, then test its best checkpoint; --help lists the options."""
+"""Train an image classifier, then test its best checkpoint: ``python scripts/train.py --help``."""
 
 import sys
 
-from lit_nn.commands import train
+from lit_nn.engine.console import command, help_text
+from lit_nn.engine.flags import to_dotted
+
+
+@command
+def main(words: list[str]) -> None:
+    if words in (["--help"], ["-h"]):
+        print(help_text("python scripts/train.py", __doc__.partition(":")[0]))
+        return
+    to_dotted(words)  # refuses at once what is mistyped
+    from lit_nn.engine.cli import LitCLI  # only now: it imports lightning, which takes seconds
+    from lit_nn.engine.run import running, test_best
+
+    cli = LitCLI("fit", words, tests=True)
+    with running(cli):
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        test_best(cli)
+
 
 if __name__ == "__main__":
-    sys.exit(train())
+    sys.exit(main())

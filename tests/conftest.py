@@ -1,5 +1,7 @@
 """What all tests share: no network, one thread per worker, and the commands as a user types them."""
 
+import functools
+import importlib.util
 import os
 import runpy
 import shutil
@@ -10,6 +12,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the workers share the cores
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what lightning calls
+os.environ.setdefault("DISABLE_MPS", "1")  # a Mac gets the tests that all others get
+os.environ.setdefault("PYTHONUTF8", "1")  # for the children: Windows would print in another encoding
 
 import numpy as np
 import pytest
@@ -23,6 +27,17 @@ runpy.run_path(str(GUARD / "sitecustomize.py"))  # this process
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))  # its children
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@functools.cache
+def script(name: str) -> Callable[..., int]:
+    """The ``main`` of scripts/NAME.py: takes the words of a command line, gives the exit status."""
+    spec = importlib.util.spec_from_file_location(f"scripts.{name}", ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,7 +55,7 @@ def command(tmp_path: Path) -> Command:
     def run(*words: str | Path, timeout: float = 120, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         first = str(ROOT / words[0]) if str(words[0]).startswith("scripts/") else str(words[0])
         line = [sys.executable, first, *map(str, words[1:])]
-        return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(line, cwd=cwd, capture_output=True, encoding="utf-8", timeout=timeout, check=False)
 
     return run
 
@@ -65,12 +80,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(project: Path) -> Path:
     """The finished and exported run that some of the commands start from."""
-    from lit_nn.commands import train  # lightning takes seconds, and most tests need none of this
-    from lit_nn.export import main as export
-
     folder = project / "runs" / "mine"
-    assert train(["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(folder)]) == 0
-    assert export(["--format", "onnx", str(folder / "checkpoints" / "best.ckpt")]) == 0
+    assert script("train")(["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(folder)]) == 0
+    assert script("export")(["--format", "onnx", str(folder / "checkpoints" / "best.ckpt")]) == 0
     return folder
 
 
@@ -90,8 +102,9 @@ def as_before(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need an accelerator skip themselves without one."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no GPU here"))
+    """Tests skip themselves where they cannot run."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+        if item.get_closest_marker("posix") and sys.platform == "win32":
+            item.add_marker(pytest.mark.skip(reason="Windows knows no such thing"))

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import script
 from torch import Tensor
 
 from lit_nn import LitClassifier
-from lit_nn.commands import train
 
+train = script("train")
 SMALL = [
     *("--accelerator", "cpu", "--batch_size", "8", "--max_epochs", "2", "--trainer.limit_train_batches", "4"),
     *("--trainer.limit_val_batches", "2", "--trainer.limit_test_batches", "1", "--trainer.logger", "false"),
@@ -40,24 +41,27 @@ def stopped_and_continued(
     By a SIGTERM, after which the run saves at the next chance it has; with ``kill`` by an exception, after which it
     goes on from where it had saved last.
     """
+    line = [*SMALL, *words, "--run_dir", str(folder)]
+    left = list(stops)
+
+    def on_train_batch_end(self: LitClassifier, *_: Any) -> None:
+        if left and self.global_step == left[0]:
+            left.pop(0)
+            if kill:
+                raise Killed
+            signal.raise_signal(signal.SIGTERM)
+
     with pytest.MonkeyPatch.context() as patch:
-        started = False
-        for stop in [*stops, *[None] * to_the_end]:
-
-            def on_train_batch_end(self: LitClassifier, *_: Any, stop: int | None = stop) -> None:
-                if self.trainer.global_step == stop and not self.trainer.fit_loop.epoch_loop._should_accumulate():
-                    if kill:
-                        raise Killed
-                    signal.raise_signal(signal.SIGTERM)
-
-            patch.setattr(LitClassifier, "on_train_batch_end", on_train_batch_end)
-            line = ["--resume", str(folder)] if started else [*SMALL, *words, "--run_dir", str(folder)]
-            started = True
-            if kill and stop is not None:
+        patch.setattr(LitClassifier, "on_train_batch_end", on_train_batch_end)
+        while left:
+            if kill:
                 with pytest.raises(Killed):
                     train(line)
             else:
-                assert train(line) == (0 if stop is None else STOPPED)
+                assert train(line) == STOPPED
+            line = ["--resume", str(folder)]
+        if to_the_end:
+            assert train(line) == 0
     return folder
 
 
@@ -65,42 +69,33 @@ def differences(one: Path, other: Path) -> list[str]:
     """Where two run folders differ: everything in the checkpoints, the metrics, the result, but for times."""
     found: list[str] = []
     for name in ("last", "best"):
-        first, second = (load(folder / "checkpoints" / f"{name}.ckpt") for folder in (one, other))
-        found += [f"{name}.ckpt: {place}" for place in unequal(first, second)]
+        first, second = (dict(leaves(load(folder / "checkpoints" / f"{name}.ckpt"))) for folder in (one, other))
+        found += [f"{name}.ckpt{place}" for place in first.keys() ^ second.keys()]
+        found += [f"{name}.ckpt{place}" for place in first.keys() & second.keys() if first[place] != second[place]]
     if (one / "metrics.csv").read_text() != (other / "metrics.csv").read_text():
         found.append("metrics.csv")
-    results = [
-        json.loads((folder / "result.json").read_text()) | {"seconds": 0, "git_commit": ""} for folder in (one, other)
-    ]
-    return found + ([] if results[0] == results[1] else ["result.json"])
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    changing = {"seconds": 0, "git_commit": ""}
+    return found + ([] if results[0] | changing == results[1] | changing else ["result.json"])
 
 
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint without what tells the time, or how often it was saved."""
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     del checkpoint["callbacks"]["Checkpoints"]["seconds"], checkpoint["settings"], checkpoint["git_commit"]
     return checkpoint
 
 
-def unequal(one: Any, other: Any, place: str = "") -> Iterator[str]:
-    """Names of the values that are not equal to the last bit."""
-    if type(one) is not type(other):
-        yield place
-    elif isinstance(one, Tensor):
-        if one.dtype != other.dtype or not torch.equal(one, other):
-            yield place
-    elif isinstance(one, dict):
-        if one.keys() != other.keys():
-            yield f"{place}: {one.keys() ^ other.keys()}"
-        for name in one.keys() & other.keys():
-            yield from unequal(one[name], other[name], f"{place}/{name}")
-    elif isinstance(one, list | tuple):
-        if len(one) != len(other):
-            yield place
-        for index, (first, second) in enumerate(zip(one, other, strict=False)):
-            yield from unequal(first, second, f"{place}/{index}")
-    elif one != other:
-        yield f"{place}: {one}, {other}"
+def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value with its place; of tensors the bits."""
+    if isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, f"{place}/{key}")
+        yield f"{place}/", type(value)
+    elif isinstance(value, Tensor):
+        yield place, (value.dtype, value.shape, value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        yield place, (type(value), value)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """What only a GPU shows: nothing waits for it, its numbers are those of the CPU, its checkpoints travel."""
 
 import inspect
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,30 +9,23 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import ROOT, Command
+from conftest import ROOT, Command, script
 from resume_runs import differences, finished, load, rows, stopped_and_continued
 
+import lit_nn
 from data_modules import FashionMNISTSample
 from data_modules.augment import AUGMENTATIONS
-from lit_nn import LitClassifier, load_classifier
-from lit_nn.cli import LitCLI
-from lit_nn.commands import train
-from lit_nn.export import main as export
+from lit_nn.engine.cli import LitCLI
+from lit_nn.engine.run import running
 from lit_nn.nets import NETS
 
 pytestmark = pytest.mark.gpu
+train = script("train")
 
 GPU = ["--accelerator", "gpu", "--devices", "1", "--trainer.enable_progress_bar", "false"]
-ALL_AUGMENTATIONS = ["--augment", ",".join(AUGMENTATIONS)]
-SMALL_RESNET = ["--net", "resnet9", "--model.net_args.width", "8"]
-INEXACT: set[str] = set()
-INEXACT |= {"conv3d_cnn"}  # the gradient of AvgPool3d has no deterministic kernel  # tutorial
-
-
-def only(gigabytes: float) -> None:
-    """Let this process have no more of the GPU's memory than so much."""
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / torch.cuda.get_device_properties(0).total_memory)
+ALL_AUGMENTATIONS = f"--augment {','.join(AUGMENTATIONS)}"
+SMALL_RESNET = "--net resnet9 --model.net_args.width 8"
+INEXACT = {"conv3d_cnn"}  # the gradient of AvgPool3d has no deterministic kernel
 
 
 class NoWaiting(L.Callback):
@@ -48,30 +42,31 @@ class NoWaiting(L.Callback):
 @pytest.mark.parametrize(
     "words",
     [
-        [],
-        ["--data.on_device", "true"],
-        ["--data.on_device", "true", "--data.sampling", "balanced", *ALL_AUGMENTATIONS],
-        [*SMALL_RESNET, "--precision", "bf16-mixed", "--channels_last", *ALL_AUGMENTATIONS],
-        ["--optimizer", "nesterov", "--class_weights", "balanced"],
-        ["--label_smoothing", "0.1", "--ema", "0.99"],
-        ["--compile"],
+        "",
+        f"--data.on_device true --data.sampling balanced {ALL_AUGMENTATIONS}",
+        f"{SMALL_RESNET} --precision bf16-mixed --channels_last {ALL_AUGMENTATIONS}",
+        "--optimizer nesterov --class_weights balanced --ema 0.99",
+        "--compile",
     ],
-    ids=" ".join,
 )
-def test_between_logging_no_step_waits_for_the_gpu(words: list[str], tmp_path: Path) -> None:
+def test_between_logging_no_step_waits_for_the_gpu(words: str, tmp_path: Path) -> None:
     callback = NoWaiting()
-
-    class Guarded(LitCLI):
-        def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-            trainer = super().instantiate_trainer(**kwargs)
-            trainer.callbacks.append(callback)  # type: ignore[attr-defined]
-            return trainer
-
-    Guarded(["fit", *GPU, "--batch_size", "32", "--max_epochs", "1", "--run_dir", str(tmp_path / "run"), *words])
+    few = ["--batch_size", "32", "--max_epochs", "1", "--run_dir", str(tmp_path / "run")]
+    cli = LitCLI("fit", [*GPU, *few, *words.split()])
+    cli.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    with running(cli):
+        cli.trainer.fit(cli.model, cli.datamodule)
     assert callback.guarded == 38
     torch.cuda.set_sync_debug_mode("error")
     with pytest.raises(RuntimeError, match="synchroniz"):
         torch.ones(1, device="cuda").item()
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    """Two runs, up to the order in which numbers were added."""
+    tables = [[{name: float(value) for name, value in row.items()} for row in rows(folder)] for folder in (one, other)]
+    for first, second in zip(*tables, strict=True):
+        assert second == pytest.approx(first, rel=1e-5)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -83,13 +78,6 @@ def test_it_trains_like_the_cpu(net: str, tmp_path: Path) -> None:
     for accelerator in ("cpu", "gpu"):
         assert train([*GPU, *words, "--accelerator", accelerator, "--run_dir", str(tmp_path / accelerator)]) == 0
     assert_same_numbers(tmp_path / "cpu", tmp_path / "gpu")
-
-
-def assert_same_numbers(one: Path, other: Path) -> None:
-    """Two runs, up to the order in which numbers were added."""
-    for first, second in zip(rows(one), rows(other), strict=True):
-        for name, value in first.items():
-            assert float(second[name]) == pytest.approx(float(value), rel=1e-5), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "nesterov", "rmsprop"])
@@ -105,46 +93,43 @@ def test_a_run_moves_from_gpu_to_cpu_and_back(optimizer: str, tmp_path: Path) ->
 
 
 def test_what_a_gpu_trained_serves_anywhere(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    words = ["--precision", "bf16-mixed", "--channels_last", "--compile", "--data.on_device", "true"]
-    assert train([*GPU, *SMALL_RESNET, *words, "--max_epochs", "1", "--run_dir", str(run_dir)]) == 0
-    path = run_dir / "checkpoints" / "best.ckpt"
-    classifier = load_classifier(path)
-    assert classifier.state_dict().keys() == LitClassifier(**classifier.hparams).state_dict().keys()
+    words = f"{SMALL_RESNET} --precision bf16-mixed --channels_last --compile --data.on_device true --max_epochs 1"
+    assert train([*GPU, *words.split(), "--run_dir", str(tmp_path)]) == 0
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    model = lit_nn.load_classifier(path)
     images = FashionMNISTSample().split("test")[0][:64]
+    assert lit_nn.predict(model, list(images[:3, 0].numpy()))[0].label in model.class_names
     with torch.no_grad():
-        on_cpu = classifier(images)
-        on_gpu = classifier.cuda()(images.cuda())
+        on_cpu = model(images)
+        on_gpu = model.cuda()(images.cuda())
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=2e-2, atol=2e-2)  # TF32 has ten bits
-    assert classifier.predict(list(images[:3, 0].numpy()))[0].label in classifier.hparams["class_names"]
-    assert export([str(path)]) == 0
-    again = LitClassifier.load_from_checkpoint(path)
-    assert again.device.type == "cuda"  # where it was saved
+    assert script("export")([str(path)]) == 0
+    assert lit_nn.LitClassifier.load_from_checkpoint(path).device.type == "cuda"  # where it was saved
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("net", [net for net in NETS if net not in INEXACT])
 def test_a_stopped_run_goes_on_to_the_last_bit(net: str, precision: str, tmp_path: Path) -> None:
-    words = [*GPU, "--net", net, "--precision", precision, "--trainer.deterministic", "true", *ALL_AUGMENTATIONS]
+    words = [*GPU, "--net", net, "--precision", precision, "--trainer.deterministic", "true"]
+    words += ALL_AUGMENTATIONS.split()
     one = finished(words, tmp_path / "straight")
-    other = stopped_and_continued(words, tmp_path / "stopped", [1, 4, 6])
-    assert differences(one, other) == []
+    assert differences(one, stopped_and_continued(words, tmp_path / "stopped", [1, 4, 6])) == []
 
 
-def test_full_memory_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    only(0.5)
-    words = [*GPU, "--net", "resnet9", "--batch_size", "2000"]
-    assert train([*words, "--run_dir", str(tmp_path / "full")]) == 1
-    assert "with batches of 2000 images; give a smaller --batch_size" in capsys.readouterr().err
-    assert train([*words, "--tune", "batch_size", "--max_epochs", "1", "--run_dir", str(tmp_path / "tuned")]) == 0
-    found = int(capsys.readouterr().out.partition("--tune batch_size: ")[2].split()[0])
-    assert found in (64, 128, 256, 512)
-
-
-def test_data_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    only(0.001)
-    assert train([*GPU, "--data.on_device", "true", "--net", "mlp", "--run_dir", str(tmp_path / "run")]) == 1
-    assert "leave out --data.on_device" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("gigabytes", "words", "named"),
+    [
+        (0.5, ["--net", "resnet9", "--batch_size", "2000"], "with batches of 2000 images; give a smaller --batch_size"),
+        (0.001, ["--data.on_device", "true", "--net", "mlp"], "leave out --data.on_device"),
+    ],
+)
+def test_full_memory_is_said(
+    gigabytes: float, words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / torch.cuda.get_device_properties(0).total_memory)
+    assert train([*GPU, *words, "--run_dir", str(tmp_path / "run")]) == 1
+    assert named in capsys.readouterr().err
 
 
 def test_gradients_are_scaled_and_clipped_and_then_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,31 +146,26 @@ def test_gradients_are_scaled_and_clipped_and_then_no_more(tmp_path: Path, capsy
     assert len(steps) == 1
     assert state["global_step"] - 5 < steps.pop() <= state["global_step"]  # too large a scale costs a step or two
     losses = [float(row["train_loss"]) for row in rows(run_dir)]
-    assert losses[0] > losses[1] > losses[2]
+    assert max(losses[1:]) < losses[0]
 
 
-def readme_line() -> list[str]:
-    """The README's command for a GPU."""
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    return shlex.split(next(line for line in lines if "--accelerator gpu" in line and "--compile" in line))[2:]
+PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        readme_line(),
-        ["--precision", "16-mixed", "--clip_grad", "1"],
-        ["--trainer.deterministic", "true", "--net", "resnet9"],
-        ["--strategy", "ddp"],
-        ["--ema", "0.99", "--trainer.benchmark", "true"],
-        ["--net", "torchvision/resnet18", "--trainer.limit_train_batches", "5"],
-        ["--tune", "lr"],
-        ["--fast_dev_run"],
+        *re.findall(r"python scripts/train.py (.*--accelerator gpu.*--devices 1.*)", PAGE),
+        "--precision 16-mixed --clip_grad 1",
+        "--trainer.deterministic true --net resnet9",
+        "--strategy ddp",
+        "--ema 0.99 --trainer.benchmark true",
+        "--net torchvision/resnet18 --trainer.limit_train_batches 5",
+        "--fast_dev_run",
     ],
-    ids=" ".join,
 )
-def test_the_command_line_trains_on_a_gpu(words: list[str], command: Command) -> None:
-    done = command("scripts/train.py", *GPU, "--max_epochs", "1", *words)
+def test_the_command_line_trains_on_a_gpu(words: str, command: Command) -> None:
+    done = command("scripts/train.py", *GPU, "--max_epochs", "1", *shlex.split(words, comments=True))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "set_float32_matmul_precision" not in done.stderr  # Lightning's advice

@@ -1,6 +1,6 @@
 """Kill a training again and again at random moments, many of them inside a save, and compare its end with a quiet one.
 
-    python tests/soak/kill_and_resume.py --kills 100
+    python tests/soak/kill_and_resume.py --folder EMPTY --kills 100
 
 Saves after every step, and the network is large and its steps are short, so that most of the time is spent in saving.
 """
@@ -8,7 +8,6 @@ Saves after every step, and the network is large and its steps are short, so tha
 import argparse
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -31,12 +30,14 @@ def start(words: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def main() -> int:
-    """Do what the head of this file says.
+def end(process: "subprocess.Popen[str]") -> None:
+    """Wait for the end of a training, which must be a good one."""
+    _, said = process.communicate()
+    assert process.returncode == 0, said
 
-    Returns:
-        Exit status: 1 if anything is different in the end.
-    """
+
+def main() -> int:
+    """Do what the head of this file says; returns 1 if anything is different in the end."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder")
@@ -45,12 +46,8 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     random.seed(options.seed)
     quiet, killed = options.folder / "quiet", options.folder / "killed"
-    for folder in (quiet, killed):
-        shutil.rmtree(folder, ignore_errors=True)
-    checkpoints = killed / "checkpoints"
-    last = checkpoints / "last.ckpt"
-    process = start([*WORDS, "--run_dir", str(quiet)])
-    assert process.wait() == 0, process.stderr.read() if process.stderr else ""
+    last = killed / "checkpoints" / "last.ckpt"
+    end(start([*WORDS, "--run_dir", str(quiet)]))
 
     process = start([*WORDS, "--run_dir", str(killed)])
     inside = 0
@@ -66,11 +63,11 @@ def main() -> int:
             break
         process.kill()
         process.wait()
-        leftover = sorted(path.name for path in checkpoints.glob(".*.tmp"))
+        leftover = sorted(path.name for path in last.parent.glob("*.part.ckpt"))
         inside += bool(leftover)
         print(f"kill {kill + 1}: after {time.monotonic() - began:.1f} s, left {leftover or 'nothing'}", flush=True)
         process = start(["--resume", str(killed)])
-    assert process.wait() == 0, process.stderr.read() if process.stderr else ""
+    end(process)
     found = differences(quiet, killed)
     print(f"{inside} kills were inside a save. Different in the end: {found or 'nothing'}")
     return 1 if found or not inside else 0

@@ -1,0 +1,149 @@
+"""How a command starts and ends: its words, its exit status, one message for what a user can cause. No torch here."""
+
+import argparse
+import functools
+import logging
+import os
+import re
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lit_nn.engine.flags import FLAGS
+from lit_nn.errors import UsageError, did_you_mean, place
+
+FIGURES = (".png", ".jpg", ".svg", ".pdf")  # endings of files that figures are drawn into
+ADVERTS = ("💡 Tip", "TPU available", "Restoring states", "Restored all states", "Loaded model", "`weights_only`")
+HARMLESS = ("is smaller than the logging interval", "treespec, LeafSpec", "callbacks used to create the checkpoint")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of scripts/SCRIPT.py, whose complaints are `UsageError`s with the nearest of the allowed names."""
+
+    def __init__(self, script: str, what: str) -> None:
+        super().__init__(f"python scripts/{script}.py", description=what, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong."""
+        hint = ""
+        if unknown := re.search(r"unrecognized arguments: (--?\w+)", message):
+            hint = did_you_mean(unknown[1], self._option_string_actions)
+        elif choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = did_you_mean(choice[1], re.findall(r"[\w.]+", choice[2]))
+        raise UsageError(f"{message}.{hint} All options: {self.prog} --help")
+
+
+def check_figure(option: str, path: Path) -> None:
+    """Refuse a file that no figure can be drawn into, before the work of which the figure is the end."""
+    if path.suffix.lower() not in FIGURES:
+        raise UsageError(f"{option} {path}: the file's name must end in {', '.join(FIGURES)}")
+
+
+def rank() -> int:
+    """Number of this process among those that torchrun, SLURM or Lightning has started; 0 for a process alone."""
+    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0))
+
+
+def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
+    """Make a program of a function that takes the words of a command line; it gives the exit status. A decorator.
+
+    What a user can cause ends in one message instead of a traceback. Such an error has an ``exit_status``: 2 if what
+    was typed cannot be done, 1 if something else went wrong, any other if nothing did. All other errors keep their
+    traceback; of those of the operating system, file and line.
+    """
+
+    @functools.wraps(main)
+    def program(argv: Sequence[str] | None = None) -> int:
+        _print_any_name()
+        try:
+            main(sys.argv[1:] if argv is None else list(argv))
+        except BrokenPipeError:  # whoever read the output has seen enough: "| head"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes an exit of Ctrl-C
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            return _end(130, "Interrupted.")
+        except Exception as error:
+            status = getattr(error, "exit_status", None)
+            if os.environ.get("LIT_NN_DEBUG") == "1" or (status is None and not isinstance(error, OSError)):
+                raise
+            if status is None:
+                return _end(1, f"error: {error} ({place(error)})")
+            return _end(int(status), f"error: {error}" if status in (1, 2) else str(error))
+        return 0
+
+    return program
+
+
+def _end(status: int, text: str) -> int:
+    """Say how a command has ended; of several processes the first one says what is wrong in all of them."""
+    sys.stdout.flush()
+    if rank() == 0 or status == 1:
+        print(f"rank {rank()}: {text}" if rank() else text, file=sys.stderr)
+    if status > 2 and int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1:
+        if rank() > 0:
+            return 0  # the first process passes it on
+        time.sleep(3)  # a launcher that sees one end ends the others, which may not be through yet
+    return status
+
+
+def _print_any_name() -> None:
+    """Let every file's name be printed, also where the output goes to a file or a pipe in an old encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and not stream.isatty():
+            chosen = "PYTHONIOENCODING" in os.environ  # by the user
+            stream.reconfigure(errors="backslashreplace", **({} if chosen else {"encoding": "utf-8"}))
+
+
+def quieten() -> None:
+    """Keep adverts and warnings that say nothing about the run off the terminal."""
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(ADVERTS))
+        if rank() > 0:
+            logging.getLogger(name).setLevel(logging.WARNING)
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without a place in the code
+
+
+def help_text(program: str, what: str) -> str:
+    """The help of a command that takes the flat flags."""
+    folder = Path(__file__).parents[1] / "nets"
+    found = [path.stem for pattern in ("*.py", "*/*.py") for path in sorted(folder.glob(pattern), key=str)]
+    names = {
+        "{nets}": ", ".join(name for name in found if name not in ("__init__", "pretrained", "nested", "layers")),
+        "{augment}": "flip_alternating, flip, translate, brightness_contrast, cutout, cutmix, mixup",
+    }
+    lines = [f"usage: {program} [--NAME VALUE ...]", "", what, "", "options (default in brackets):"]
+    for flag in FLAGS:
+        text = f"--{flag.name:<18} {flag.help} [{flag.default}]"
+        for mark, value in names.items():
+            text = text.replace(mark, value)
+        lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent=" " * 23)
+    return "\n".join(lines) + (
+        "\n\nEach is short for a dotted option of the LightningCLI, which may be given as well (--model.lr is --lr).\n"
+        "All dotted options:     python -m lit_nn fit --help\n"
+        "Those of one data set:  python -m lit_nn fit --data.help NAME\n"
+        "Those of one network:   --model.net_args.NAME VALUE, listed by python scripts/inspect_model.py --list"
+    )
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = (), title: str | None = None
+) -> None:
+    """Print a table of texts, as wide as the terminal (120 letters without one); columns ``right`` hold numbers."""
+    from rich.box import SIMPLE  # only here: it takes as long as all else that predict.py imports
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False).print(table)

@@ -1,0 +1,123 @@
+"""The flat flags (``--net lenet``), and their way into the dotted ones of the LightningCLI. No torch here."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_modules import DATA_SETS
+from lit_nn.errors import UsageError, did_you_mean, look_up
+
+NEARLY = 0.8  # how alike a word and a flat flag must be for nothing else to be meant
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A short name for one option."""
+
+    name: str
+    option: str  # the LightningCLI's dotted name for the same
+    default: str  # as shown in the help
+    help: str
+    value_type: type | None = None  # of options that neither the classifier, the data set nor the Trainer has already
+
+
+FLAGS = [
+    Flag("net", "model.net", "lenet", "network: {nets}, or torchvision/NAME (for instance torchvision/resnet18)"),
+    Flag("data", "data", "fashion_mnist_sample", f"data set: {', '.join(DATA_SETS)}"),
+    Flag("data_dir", "data.data_dir", "data", "folder of the data set; what is downloaded goes there"),
+    Flag("batch_size", "data.batch_size", "128", "training images per step and process"),
+    Flag("augment", "data.augment", "default", "changes to training images, joined by commas, or none: {augment}"),
+    Flag("max_epochs", "trainer.max_epochs", "20", "times that the training goes through all training images"),
+    Flag("lr", "model.lr", "0.003", "learning rate, the highest one of the schedule"),
+    Flag("optimizer", "model.optimizer", "adamw", "sgd, momentum, nesterov, adam, adamw, rmsprop, manual_sgd"),
+    Flag("weight_decay", "model.weight_decay", "0.01", "decay of the weights (not of biases and norm layers)"),
+    Flag("schedule", "model.schedule", "one_cycle", "of the lr: constant, one_cycle, cosine, step, plateau"),
+    Flag("loss", "model.loss", "cross_entropy", "cross_entropy, mse, l1"),
+    Flag("label_smoothing", "model.label_smoothing", "0.0", "share of the target spread evenly over all classes"),
+    Flag("class_weights", "model.class_weights", "none", 'in the loss: none, balanced, or a list: "[1, 2.5]"'),
+    Flag("init", "model.init", "default", "how the weights start, for instance kaiming_normal (lit_nn/initialise.py)"),
+    Flag("init_from", "init_from", "null", "checkpoint whose weights are taken where names and shapes agree", str),
+    Flag("accelerator", "trainer.accelerator", "auto", "cpu, gpu, mps, tpu, or auto: the best one that is here"),
+    Flag("devices", "trainer.devices", "auto", "how many of them, or which"),
+    Flag("num_nodes", "trainer.num_nodes", "1", "how many machines"),
+    Flag("strategy", "trainer.strategy", "auto", "how several processes share the work: ddp, fsdp, auto"),
+    Flag("sync_batchnorm", "trainer.sync_batchnorm", "false", "BatchNorm over the images of all GPUs, not of each"),
+    Flag("precision", "trainer.precision", "32-true", "number format: 32-true, bf16-mixed, 16-mixed"),
+    Flag("channels_last", "model.channels_last", "false", "order of memory that wide convolutions compute faster in"),
+    Flag("compile", "compile", "false", "compile the network; pays for itself on a GPU or in a long run", bool),
+    Flag("flip_in_eval", "model.flip_in_eval", "false", "outside of training, classify each image mirrored too"),
+    Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation; true: any"),
+    Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),
+    Flag("ema", "ema", "null", "decay of a moving average (0.99 to 0.9999) to use instead of the weights", float),
+    Flag("early_stopping", "early_stopping", "null", "stop when val_loss has not fallen for so many epochs", int),
+    Flag("run_dir", "run_dir", "runs/DATA-NET/TIME", "folder that gets everything the run writes", str),
+    Flag(
+        "resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, last or best of the latest run", str
+    ),
+    Flag("save_every_steps", "save_every_steps", "null", "save last.ckpt inside an epoch too, every N steps", int),
+    Flag("save_every_minutes", "save_every_minutes", "null", "and every N minutes", float),
+    Flag("fast_dev_run", "trainer.fast_dev_run", "false", "one batch of everything and no files: does it work?"),
+    Flag("config", "config", "null", "YAML file with values for any options; flags win over it"),
+]
+SYNONYMS = {  # what other programs call an option, and what it is called here
+    "learning_rate": "lr",
+    "epochs": "max_epochs",
+    "batch": "batch_size",
+    "model": "net",
+    "network": "net",
+    "dataset": "data",
+    "gpus": "devices",
+}
+
+
+def unknown_option(name: str, allowed: Sequence[str], script: str = "train", cutoff: float = 0.5) -> str:
+    """The message about an option that a script does not have; "" if none is as alike as ``NEARLY`` asks."""
+    hint = f" Did you mean {SYNONYMS[name]}?" if name in SYNONYMS else did_you_mean(name, allowed, cutoff)
+    if not hint and cutoff == NEARLY:
+        return ""
+    return f"unknown option '{name}'.{hint} All options: python scripts/{script}.py --help"
+
+
+def to_dotted(argv: Sequence[str]) -> list[str]:
+    """The same command line for the LightningCLI: dotted options, each with its value in one word: ``--model.lr=0.1``.
+
+    Files come first, so that flags win, then the data set. Refuses what is nearly a flat flag.
+    """
+    options = {"-c": "--config", **{f"--{flag.name}": f"--{flag.option}" for flag in FLAGS}}
+    known, flat = {*options, *options.values(), "--model"}, [flag.name for flag in FLAGS]
+    switches = {f"--{flag.option}" for flag in FLAGS if flag.default == "false"}  # need no value
+    words: list[str] = []
+    waiting = False  # whether the last word is an option that takes the next word as its value
+    for word in argv:
+        if (shown := word.encode(errors="replace").decode()) != word:
+            raise UsageError(f"'{shown}' is not UTF-8, as config.yaml is; rename it, or give a link with another name")
+        if waiting and not word.startswith("-" if words[-1] in switches else "--"):
+            words[-1] += f"={word}"
+            waiting = False
+            continue
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name not in known and (text := unknown_option(name[2:], flat, cutoff=NEARLY)):
+            raise UsageError(text)  # at once; the parser knows the other names
+        words.append(options.get(name, name) + equals + value)
+        waiting = name.startswith("-") and not equals and name not in ("-h", "--help", "--print_config")
+    words = [_with_data_class(f"{word}=true" if word in switches else word) for word in words]
+    words = [re.sub(r"^(--(?:config|ckpt_path|run_dir|init_from)=)(~.*)", _at_home, word) for word in words]
+    return sorted(words, key=lambda word: (not word.startswith("--config="), not word.startswith("--data=")))
+
+
+def _at_home(match: re.Match[str]) -> str:
+    return match[1] + os.path.expanduser(match[2])  # noqa: PTH111 (Path.expanduser raises where there is no home)
+
+
+def _with_data_class(word: str) -> str:
+    """Replace the name of a data set by the path of its class; a path of a class stays as it is."""
+    option, _, name = word.partition("=")
+    if option not in ("--data", "--data.help") or "." in name or name in DATA_SETS.values():
+        return word
+    return f"{option}=data_modules.{look_up(DATA_SETS, name, 'data set')}"
+
+
+def values_of(option: str, words: Sequence[str]) -> list[str]:
+    """Every value that a command line, as `to_dotted` gives it, has for an option, in order."""
+    return [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]

@@ -1,0 +1,355 @@
+"""What a user is told: one message for what was typed wrong, a traceback for what is wrong in code of one's own."""
+
+import functools
+import io
+import re
+import shlex
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Command, script
+from test_train import CPU, FAST, FEW, STEPS, OwnNet, Patch, Said, Witness, config_of, images_in, yaml_file
+from torch import Tensor
+
+from data_modules import FashionMNISTSample
+from data_modules.augment import AUGMENTATIONS
+from lit_nn import LitClassifier
+from lit_nn.__main__ import main as lightning_cli
+from lit_nn.engine import console
+from lit_nn.losses import LOSSES
+from lit_nn.nets import NETS
+
+train = script("train")
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint of a run of two steps."""
+    folder = tmp_path_factory.mktemp("messages") / "my run"
+    assert train([*FEW, "--run_dir", str(folder)]) == 0
+    return str(folder / "checkpoints" / "best.ckpt")
+
+
+def last_line(capsys: Said) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# --- what is typed ----------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "--net lenett": ["lenett", "lenet"],
+    "--data fashion": ["fashion", "fashion_mnist"],
+    "--data image_folder --data_dir nowhere": ["nowhere is not a folder"],
+    "--data image_folder --data.image_size big": ["image_size", "int"],
+    "--data_dir \udcffictures": ["'?ictures' is not UTF-8"],
+    "--data.sampling even": ["sampling", "even", "shuffled", "balanced"],
+    "--data.batch_sise 3": ["batch_sise", "data.batch_size"],
+    "--batch_size 0": ["batch_size is 0; it must be at least 1"],
+    "--augment flipp": ["unknown augmentation 'flipp'", *AUGMENTATIONS],
+    "--max_epoch 3": ["max_epoch", "max_epochs"],
+    "--max_epochs 0": ["max_epochs is 0", "evaluate.py"],
+    "--max_epochs -1 --early_stopping 3": ["max_epochs -1", "--trainer.max_time", "constant"],
+    "--trainer.limit_test_batches 0": ["limit_test_batches is 0", "python -m lit_nn fit"],
+    "--trainer.limit_val_batches 0 --early_stopping 2": ["--early_stopping", "limit_val_batches"],
+    "--early_stopping -1": ["early_stopping is -1"],
+    "--save_every_steps 0": ["save_every_steps is 0"],
+    "--save_every_minutes -1": ["save_every_minutes is -1"],
+    "--ema 1": ["ema is 1"],
+    "--label_smoothing 10": ["label_smoothing is 10", "from 0 to 1"],
+    "--weight_decay -1": ["weight_decay is -1", "0 or more"],
+    "--class_weights 1,2,3": ["class_weights", "1,2,3", "balanced"],
+    "--clip_grad None": ["gradient_clip_val", "None"],
+    "--model.net_args.depth 3": ["depth", "lenet"],
+    "--model.optimizer_args.betas [0.9]": ["optimizer adamw", "betas"],
+    "--model.schedule_args.pct_start 1": ["one_cycle", "pct_start"],
+    "--learning_rate 0.1": ["'learning_rate'. Did you mean lr?"],
+    "--trainer.max_epoch 3": ["trainer.max_epoch", "trainer.max_epochs"],
+    "--config missing.yaml": ["missing.yaml", "no such file"],
+    "--precision 7": ["precision", "7"],
+    "--seed -1": ["--seed is -1", "4294967295"],
+    "--devices 0": ["devices", "0"],
+    "--strategy dpp": ["strategy", "dpp", "ddp"],
+    "--strategy fsdp --devices 2": ["fsdp", "GPU"],
+    "--strategy ddp --devices 2 --sync_batchnorm": ["--sync_batchnorm", "GPU", "leave it out"],
+    "--fast_dev_run --resume last": ["--resume"],
+    "--resume nowhere": ["nowhere"],
+    "--init_from nowhere.ckpt": ["nowhere.ckpt: no such file"],
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_ends_in_one_message(words: str, tmp_path: Path, monkeypatch: Patch, capsys: Said) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train([*CPU, *words.split()]) in (1, 2)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert [word for word in MISTAKES[words] if word not in said[0]] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("model: {nett: lenet}", "Did you mean net"),
+        ("model: [1, 2", "not a YAML file"),
+        ("just words", "no options"),
+        ("data_dir: x", "data: {init_args: {data_dir: ...}}"),
+        ("max_epochs: 3", "trainer: {max_epochs: ...}"),
+        ("seed: 3", "seed_everything: ..."),
+        ("resume: runs/a", "--resume"),
+        ("ckpt_path: runs/a", "--resume"),
+        ("data: {class_path: no_such.Data}", "no_such"),
+        ("trainer: {callbacks: {class_path: no_such.Callback}}", "no_such"),
+    ],
+)
+def test_wrong_yaml_ends_in_one_message(text: str, named: str, tmp_path: Path, capsys: Said) -> None:
+    assert train(["--config", yaml_file(tmp_path, text)]) == 2
+    assert named in last_line(capsys)
+
+
+def test_a_mistyped_flag_is_refused_before_torch_is_imported(command: Command) -> None:
+    program = (
+        f"import runpy, sys; sys.argv = ['train.py', '--lrr', '3']; path = {str(ROOT / 'scripts/train.py')!r}\n"
+        "try: runpy.run_path(path, run_name='__main__')\n"
+        "except SystemExit as end: print(end, 'torch' in sys.modules)"
+    )
+    assert command("-c", program).stdout == "2 False\n"
+
+
+def test_what_would_be_ignored_is_refused(best: str, capsys: Said) -> None:
+    for words in ("--compile", "--ema 0.9", "--early_stopping 3", "--init_from x.ckpt", "--save_every_steps 5"):
+        for stage in ("validate", "test", "predict"):
+            assert lightning_cli([stage, "--ckpt_path", best, *words.split()]) == 2
+            assert words.split()[0] in last_line(capsys)
+    for name, given in (
+        ("train", ["--data_dir", "my images"]),
+        ("train", ["--data", "FashionMNISTSample", "--data.init_args.data_dir=my images"]),
+        ("evaluate", [best, "--data_dir", "my images"]),
+        ("prepare_data", ["--data_dir", "my images"]),
+        ("prepare_data", ["--data.data_dir=my images"]),
+    ):
+        assert script(name)(given) == 2, (name, given)
+        assert "--data image_folder" in last_line(capsys)
+    assert lightning_cli(["test", "--ckpt_path", best, "--data_dir", "my images"]) == 2
+    assert "--data image_folder --data_dir 'my images'" in last_line(capsys)
+    assert lightning_cli(["test", "--ckpt_path", best, "--data", "cifar10"]) == 2
+    assert re.search("airplane.*--data", last_line(capsys))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu_is_said_in_one_message(capsys: Said) -> None:
+    assert train(["--accelerator", "gpu"]) == 2
+    assert "--accelerator cpu" in last_line(capsys)
+
+
+def test_a_renamed_class_is_named(tmp_path: Path, capsys: Said) -> None:
+    data = ["--data", "image_folder", "--data_dir", images_in(tmp_path / "images", "cat", "dog", "cow")]
+    assert train([*FEW, *data, "--run_dir", str(tmp_path / "run")]) == 0
+    (tmp_path / "images" / "cow").rename(tmp_path / "images" / "horse")
+    assert train(["--resume", str(tmp_path / "run"), "--max_epochs", "2"]) == 2
+    assert re.search(r"^error: (?!.*\bdog\b).*\bcow\b.*\bhorse\b", last_line(capsys))
+
+
+# --- what is only found in training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--schedule plateau --trainer.check_val_every_n_epoch 2 --max_epochs 2", "val_loss which is not available"),
+        ("--trainer.limit_test_batches 0.1 --batch_size 2000", "limit_test_batches"),
+        ("--net torchvision/resnet18 --batch_size 1", "give a larger --batch_size"),
+        ("--config EarlyStopping.yaml", "acc_of_val"),
+        ("--config ModelCheckpoint.yaml", "acc_of_val"),
+    ],
+)
+def test_what_is_only_found_in_training_ends_in_one_message(
+    words: str, named: str, tmp_path: Path, monkeypatch: Patch, capsys: Said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ("EarlyStopping", "ModelCheckpoint"):
+        text = f"class_path: lightning.pytorch.callbacks.{kind}, init_args: {{monitor: acc_of_val}}"
+        Path(f"{kind}.yaml").write_text(f"trainer: {{callbacks: {{{text}}}}}")
+    assert train([*FEW, *words.split(), "--run_dir", "run"]) == 2
+    assert re.match(f"error: .*{named}", last_line(capsys))
+
+
+def test_what_torch_cannot_do_ends_in_one_message(best: str, tmp_path: Path, monkeypatch: Patch, capsys: Said) -> None:
+    def impossible(*_: Any) -> Tensor:
+        if torch.are_deterministic_algorithms_enabled():
+            return torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LitClassifier, "training_step", impossible)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it for good
+    assert train([*FEW, "--run_dir", str(tmp_path / "full")]) == 1
+    assert "the memory of cpu is full with batches of 8 images" in last_line(capsys)
+    try:
+        assert train([*FEW, "--trainer.deterministic", "true", "--run_dir", str(tmp_path / "exact")]) == 2
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "--trainer.deterministic warn goes on without" in last_line(capsys)
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda *_: torch.tensor(torch.nan))
+    assert lightning_cli(["test", "--ckpt_path", best, *CPU]) == 1
+    assert last_line(capsys).startswith("error: The loss is nan")
+
+
+# --- code of one's own ------------------------------------------------------------------------------------------------
+
+PLACES = [(FashionMNISTSample, "__init__"), (FashionMNISTSample, "load"), (OwnNet, "__init__"), (OwnNet, "forward")]
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError, ZeroDivisionError])
+@pytest.mark.parametrize(("owner", "method"), [*PLACES, (Witness, "__init__"), (Witness, "on_train_end")])
+def test_an_error_in_ones_own_code_keeps_its_traceback(
+    owner: type, method: str, error: type[Exception], tmp_path: Path, monkeypatch: Patch
+) -> None:
+    class Net(OwnNet):
+        def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
+            super().__init__()
+
+    own = getattr(owner, method)
+
+    @functools.wraps(own)
+    def fails(self: Any, *args: Any, **options: Any) -> Any:
+        if method == "forward" and not self.training:  # it is tried out before
+            return own(self, *args, **options)
+        raise error("of my own")
+
+    monkeypatch.setitem(NETS, "own", Net)
+    monkeypatch.setattr(owner, method, fails)
+    path = yaml_file(tmp_path, "trainer: {callbacks: {class_path: test_train.Witness}}")
+    with pytest.raises(Exception, match="of my own") as caught:
+        train([*FEW, "--net", "own", "--config", path, "--run_dir", str(tmp_path / "run")])
+    shown = "".join(traceback.format_exception(caught.value))
+    assert re.search(rf'test_messages.py", line \d+, in fails(.*\n)+{error.__name__}: of my own', shown)
+
+
+def test_the_shell_sees_that_traceback(command: Command, tmp_path: Path) -> None:
+    lines = ["import data_modules", "", "class Mine(data_modules.FashionMNISTSample):", "    def load(self, split):"]
+    (tmp_path / "own.py").write_text("\n".join([*lines, "        return 1 / 0"]))
+    done = command("-m", "lit_nn", "fit", "--data", "own.Mine", *FEW)
+    assert done.returncode == 1
+    assert re.search(r'Traceback(.*\n)*.*own.py", line 5, in load(.*\n)*ZeroDivisionError: division', done.stderr)
+
+
+def test_an_argument_that_ones_own_network_cannot_take_is_said_with_its_place(monkeypatch: Patch, capsys: Said) -> None:
+    class Net(OwnNet):
+        def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 4) -> None:
+            raise ValueError("too wide")
+
+    monkeypatch.setitem(NETS, "own", Net)
+    assert train([*FAST, "--net", "own", "--model.net_args.width", "5"]) == 2
+    assert re.search(r"net own cannot be built with .*5.*: too wide \(.*test_messages.py:\d+\)", last_line(capsys))
+
+
+# --- how it is said ---------------------------------------------------------------------------------------------------
+
+
+def test_a_tilde_is_ones_home_however_it_is_written(tmp_path: Path, monkeypatch: Patch) -> None:
+    home, work, best = tmp_path / "home", tmp_path / "work", "~/by_yaml/checkpoints/best.ckpt"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(home))
+    images_in(home / "images", "cat", "dog")
+    yaml_file(home, "{data: {class_path: ImageFolder, init_args: {data_dir: ~/images}}, run_dir: ~/by_yaml}")
+    data = ["--data=image_folder", "--data_dir=~/images"]
+    for words in (
+        ["fit", *FEW, "--config=~/mine.yaml"],
+        ["fit", *FEW, "--run_dir=~/by_word", *data, f"--init_from={best}"],
+        ["fit", "--resume=~/by_word", "--max_epochs", "2"],
+        ["fit", "--resume", best, "--run_dir", "~/other", "--max_epochs", "2"],
+        ["test", f"--ckpt_path={best}"],
+        ["predict", f"--ckpt_path={best}", "--run_dir=~/predicted"],
+    ):
+        assert lightning_cli(words) == 0, words
+    assert config_of(home / "by_word")["trainer"]["max_epochs"] == 2
+    assert (home / "other" / "checkpoints" / "last.ckpt").exists()
+    assert (home / "predicted" / "predictions.csv").exists()
+    assert list(work.iterdir()) == []  # no folder called ~
+
+
+def test_printed_commands_can_be_typed(tmp_path: Path, monkeypatch: Patch, capsys: Said) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train([*FEW, "--run_dir", "runs/my run"]) == 0
+    commands = capsys.readouterr().out.partition("Next:")[2].strip().splitlines()
+    for line, name in zip(commands[1:], ("evaluate", "export", "predict"), strict=True):
+        assert shlex.split(line)[:3] == ["python", f"scripts/{name}.py", "runs/my run/checkpoints/best.ckpt"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LitClassifier, "on_train_batch_end", lambda *_: signal.raise_signal(signal.SIGTERM))
+        words = ["--trainer.limit_train_batches", "1", "--max_epochs", "3", "--run_dir", "runs/it's"]
+        assert train([*FEW, *words]) == 143
+    program, name, *words = shlex.split(last_line(capsys).partition("To continue: ")[2])
+    assert (program, name) == ("python", "scripts/train.py")
+    assert train(words) == 0
+
+
+@pytest.mark.posix
+def test_a_user_without_home_or_name_can_train(command: Command, monkeypatch: Patch, tmp_path: Path) -> None:
+    for variable in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    data = ["--data", "image_folder", "--data_dir", images_in(tmp_path / "images", "cat", "dog")]
+    program = (
+        "import pwd, runpy, sys\n"
+        "def unknown(*_): raise KeyError('uid not found')\n"
+        "pwd.getpwuid = pwd.getpwnam = unknown\n"  # as in a container with --user 12345
+        f"sys.argv = {['train.py', *FEW, *data, '--run_dir', 'run']}\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
+    )
+    done = command("-c", program)
+    assert done.returncode == 0, done.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("out", "err"), [(Terminal, Terminal), (io.StringIO, Terminal), (io.StringIO, io.StringIO)])
+def test_an_error_stands_on_a_line_of_its_own(
+    out: type[io.StringIO], err: type[io.StringIO], tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """On a terminal below the bar, elsewhere below a line for each epoch."""
+
+    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Tensor:
+        return step(self, batch, batch_idx) * (torch.nan if self.current_epoch == 2 else 1)
+
+    step = LitClassifier.training_step
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    streams = out(), err()
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
+    words = ["--trainer.logger", "false", "--max_epochs", "3", "--trainer.limit_train_batches", "30"]
+    assert train([*STEPS, *words, "--run_dir", str(tmp_path / "run")]) == 1
+    shown, said = (stream.getvalue() for stream in streams)
+    assert re.fullmatch(r"error: The loss is nan.*", said.splitlines()[-1])
+    assert ("\r" in shown + said) == (out is Terminal)
+    epochs = re.findall(r"^epoch (\d) of 3: train_loss .*, val_loss .*, val_acc [\d.]+$", shown + said, re.MULTILINE)
+    assert epochs == ([] if out is Terminal else ["1", "2"])
+
+
+def test_any_name_can_be_printed_in_any_encoding(
+    best: str, tmp_path: Path, monkeypatch: Patch, command: Command
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")  # Windows, with the output in a file
+    images_in(tmp_path / "bilder 猫", "猫", "dog")
+    prepare = ["scripts/prepare_data.py", "--data", "image_folder", "--data_dir", "bilder 猫"]
+    for words, status in ((prepare, 0), (["scripts/predict.py", best, "bilder 猫", "fehlt 猫"], 1)):
+        done = command(*words)
+        assert done.returncode == status, done.stderr
+        assert "\\u732b" in done.stdout
+        assert "Traceback" not in done.stderr
+
+
+def test_an_interrupted_command_says_so_and_no_more(capsys: Said) -> None:
+    @console.command
+    def interrupted(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert interrupted([]) == 130
+    assert capsys.readouterr().err.strip() == "Interrupted."
