@@ -1,8 +1,52 @@
-"""Fetch and verify a data set, count it, and draw a sheet of samples; --help lists the options."""
+"""Fetch and verify a data set, print what it holds, and draw a sheet of samples; --help lists the options."""
 
+import argparse
 import sys
+import warnings
+from pathlib import Path
 
-from lit_nn.prepare import main
+import jsonargparse
+
+from data_modules import DATA_SETS, DataNote, data_class
+from data_modules.sheets import print_report, sample_rows, sample_sheet
+from lit_nn.engine.console import check_figure, command
+from lit_nn.engine.flags import unknown_option
+from lit_nn.engine.option_checks import check_data_dir
+from lit_nn.errors import UsageError
+
+
+@command
+def main(words: list[str]) -> None:
+    """Prepare and show a data set; its options are those of its class, as in training."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--data", default="fashion_mnist_sample")
+    known, rest = first.parse_known_args([word.replace("--data.", "--", 1) for word in words])
+    what = f"Fetch and verify --data {' or '.join(DATA_SETS)}, and show what it holds; here the options of {known.data}"
+    parser = jsonargparse.ArgumentParser(description=what, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--sheet", type=str, default=f"{known.data}.png", help="file for the sheet of samples")
+    parser.add_class_arguments(kind := data_class(known.data))
+    names = [*parser.get_defaults().keys(), "help"]
+    given = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
+    try:
+        options = parser.parse_args(rest).as_dict()
+    except argparse.ArgumentError as error:
+        unknown = [unknown_option(name, names, "prepare_data") for name in given if name not in names]
+        raise UsageError(unknown[0] if unknown else " ".join(str(error).split())) from error
+    check_data_dir(known.data, [options["data_dir"]] if "data_dir" in given else [])
+    sheet = Path(options.pop("sheet"))
+    check_figure("--sheet", sheet)
+    data = kind(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataNote)
+        warnings.showwarning = lambda message, *_: print(f"note: {message}")
+        data.prepare_data()
+        images, labels, indices = data.split("train")
+        data.split("test")
+    print_report(data)
+    rows = indices[sample_rows(labels[indices])]
+    sample_sheet(images[rows], labels[rows], data.class_names).savefig(sheet)
+    print(f"Samples of the training images: {sheet}")
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,175 @@
-"""Search for the best options of a training; --help lists the options."""
+"""Search for the options with the best validation accuracy; --help lists the options, docs/sweep.md explains them.
 
+Optuna chooses options. Each choice, a trial, is ``python -m lit_nn fit`` in a process of its own. A search that trains
+a trial holds its lock, which the system takes away from the dead; the next search that comes across a trial neither
+finished nor locked continues it. So a second worker, or going on after a kill, is the same command once more.
+"""
+
+import contextlib
+import csv
+import json
+import logging
+import shlex
 import sys
+import time
+import warnings
+from pathlib import Path
+from subprocess import STDOUT, Popen
+from typing import Any
 
-from lit_nn.sweep import main
+import optuna
+import yaml
+from filelock import FileLock, Timeout
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from lit_nn.engine.console import CommandParser, command, print_table
+from lit_nn.errors import UsageError
+
+
+def read_space(path: Path) -> dict[str, Any]:
+    """Read a search space, a distribution for each option; UsageError says what is wrong in it."""
+    place, space = str(path), dict[str, Any]()
+    try:
+        for option, given in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            place = f"{path}: {option}"
+            if not isinstance(given, dict):
+                choices = given if isinstance(given, list) else [given]
+                space[option] = CategoricalDistribution([v if isinstance(v, str) else json.dumps(v) for v in choices])
+            else:
+                whole = all(type(value) is int for name, value in given.items() if name != "log")
+                kind: Any = IntDistribution if whole else FloatDistribution  # for which YAML takes 1e-4 for a word
+                space[option] = kind(**{n: v if whole or n == "log" else float(v) for n, v in given.items()})
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{place}: {' '.join(str(error).split())}. The search space comes first, a YAML file with a list or range "
+            "for each option: optimizer: [adamw, nesterov] or lr: {low: 1e-4, high: 1e-2, log: true}"
+        ) from error
+    return space
+
+
+def check(space: dict[str, Any], fixed: list[str]) -> Any:
+    """Build, but do not train, every choice and both ends of every range; gives all options, or raises UsageError."""
+    from lit_nn.engine.cli import LitCLI  # only now: it imports Lightning, which takes seconds
+
+    ends = [[f"--{o}={v}" for v in getattr(d, "choices", None) or (d.low, d.high)] for o, d in space.items()]
+    logging.disable(logging.INFO)  # what Lightning says of every Trainer
+    try:
+        for number in range(max([1, *map(len, ends)])):
+            built = LitCLI("fit", [*fixed, *(words[number % len(words)] for words in ends)])
+    finally:
+        logging.disable(logging.NOTSET)
+    return built.config
+
+
+def open_study(folder: Path, search: str, epochs: int) -> optuna.Study:
+    """Begin the study of a folder, or open it; UsageError if it is of another search."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = str(folder / "study.journal")
+    storage = optuna.storages.JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+    study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True, direction="maximize")
+    # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
+    study.pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=max(1, epochs // 4))
+    if study.user_attrs.get("search", search) != search:
+        raise UsageError(f"{folder} holds another search: {study.user_attrs['search']}. Give another --study_dir")
+    study.set_user_attr("search", search)
+    return study
+
+
+def train(study: optuna.Study, trial: Trial, run: Path, fixed: list[str]) -> None:
+    """Train a trial, or go on with it, and tell Optuna how it ends."""
+    with FileLock(run / ".lock"):  # a training that has outlived its search goes on until it ends
+        pass
+    options = [*fixed, *(f"--{option}={value}" for option, value in trial.params.items()), "--run_dir", str(run)]
+    if (run / "config.yaml").exists():  # it has begun, with these options and the seed that they came to
+        options = ["--config", str(run / "config.yaml"), "--resume", str(run)]
+    log, table, pruned = run.with_suffix(".txt"), run / "metrics.csv", False
+    with log.open("ab") as output:
+        process = Popen([sys.executable, "-m", "lit_nn", "fit", *options], stdout=output, stderr=STDOUT)
+    try:
+        while process.poll() is None and not pruned:
+            time.sleep(0.5)
+            report(trial, table)
+            pruned = trial.should_prune()
+        process.terminate()  # if it has not ended by itself
+        process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # Ctrl-C reaches it, too, and it saves
+        print("\nWhat was under way is saved. To go on, type the same command again.", file=sys.stderr)
+        raise
+    accuracies = report(trial, table)
+    if pruned:
+        study.tell(trial, state=TrialState.PRUNED)
+    elif process.returncode or not accuracies:
+        last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        trial.set_user_attr("error", f"exit status {process.returncode}, {last}")
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, max(accuracies))
+
+
+def report(trial: Trial, table: Path) -> list[float]:
+    """Tell Optuna, and return, the validation accuracies in a metrics.csv."""
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    epochs = {int(row["epoch"]): float(row["val_acc"]) for row in csv.DictReader(lines) if row["val_acc"]}
+    for epoch, accuracy in epochs.items():
+        trial.report(accuracy, epoch)
+    return [*epochs.values()]
+
+
+def facts(trial: FrozenTrial) -> dict[str, str]:
+    """What is printed and written of a trial."""
+    known = {"trial": trial.number, "state": trial.state.name.lower(), "val_acc": trial.value}
+    known |= {"epochs": len(trial.intermediate_values), **trial.params, "error": trial.user_attrs.get("error")}
+    return {n: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for n, v in known.items()}
+
+
+def conclude(folder: Path, trials: list[FrozenTrial]) -> None:
+    """Print the table of all trials; write it and the options of the best one into the folder."""
+    trials = sorted(trials, key=lambda trial: (trial.state != TrialState.COMPLETE, -(trial.value or 0), trial.number))
+    if not trials or trials[0].state != TrialState.COMPLETE:
+        sys.exit(f"error: no trial is complete; what they print is in {folder}/trial-*.txt")
+    columns = [*facts(trials[0])]
+    rows = [[facts(trial).get(name, "") for name in columns] for trial in trials]
+    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    print_table(columns, rows, right=columns)
+    best = f"{trials[0].value:.2%}: trial {trials[0].number}, the best of {len(trials)}"
+    config = (folder / f"trial-{trials[0].number:04}" / "config.yaml").read_text(encoding="utf-8")
+    (folder / "best.yaml").write_text(f"# val_acc {best}\n{config}", encoding="utf-8")
+    print(f"Validation accuracy {best}. The test set was not used. Next:")
+    print(f"  python scripts/train.py --config {shlex.quote(str(folder / 'best.yaml'))}")
+
+
+@command
+def main(argv: list[str]) -> None:
+    """Train the trials that no other search trains or has trained."""
+    parser = CommandParser("sweep", "Search for the options with the best validation accuracy.")
+    parser.epilog = "Every other OPTION is one of scripts/train.py and holds for all trials: --net mlp --max_epochs 5"
+    parser.add_argument("space", type=Path, metavar="SPACE.yaml", help="what to search for; see docs/sweep.md")
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="in the end, failed ones included [20]")
+    parser.add_argument("--study_dir", type=Path, metavar="DIR", help="where everything goes [runs/sweeps/SPACE]")
+    options, fixed = parser.parse_known_args(argv)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", "The reported value is ignored")  # of epochs that Optuna knows
+    space, folder = read_space(options.space), options.study_dir or Path("runs", "sweeps", options.space.stem)
+    settings = check(space, fixed)
+    study = open_study(folder, f"{space} {fixed}", settings.trainer.max_epochs or 0)
+    for number in range(options.trials):
+        run = folder / f"trial-{number:04}"
+        with contextlib.suppress(Timeout), FileLock(f"{run}.lock", timeout=0):  # or another search trains it
+            while number > len(begun := study.get_trials(deepcopy=False)):
+                time.sleep(0.5)  # another search is about to begin the trial before
+            if number == len(begun) or not begun[number].state.is_finished():
+                # Each trial has its own seed: the generator of a search that was killed is lost.
+                study.sampler = optuna.samplers.TPESampler(seed=(settings.seed_everything + number) % 2**32)
+                trial = study.ask(space) if number == len(begun) else Trial(study, begun[number]._trial_id)
+                train(study, trial, run, fixed)
+            ended = [f"{name} {value}" for name, value in facts(study.trials[number]).items() if value]
+            print(f"[{number + 1}/{options.trials}] {', '.join(ended)}", flush=True)
+    conclude(folder, [trial for trial in study.trials[: options.trials] if trial.state.is_finished()])
+
 
 if __name__ == "__main__":
     sys.exit(main())
