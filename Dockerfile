@@ -5,32 +5,32 @@
 #                    docker run --rm -v "$PWD/runs:/project/runs" lit-nn python scripts/train.py --net resnet9
 #                    with --gpus all --shm-size 2g for GPUs; --compile needs a C++ compiler, which is not in here
 
-# The packages, which change seldom.
-FROM python:3.13-slim AS packages
+FROM python:3.13-slim AS base
 ARG TORCH_BACKEND=cpu
-ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 UV_CACHE_DIR=/tmp/uv UV_LINK_MODE=copy
+ENV VENV=/opt/venv VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 \
+    UV_TORCH_BACKEND=$TORCH_BACKEND UV_CACHE_DIR=/tmp/uv UV_LINK_MODE=copy
 RUN pip install --no-cache-dir "uv>=0.9,<1" \
     && useradd --create-home --uid 1000 user \
     && install --directory --owner user --group user /opt/venv /project
-USER user
 WORKDIR /project
 COPY --chown=user:user pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
-    uv venv --seed --allow-existing /opt/venv \
-    && uv pip install --torch-backend "$TORCH_BACKEND" --requirement pyproject.toml --constraint constraints.txt
 
-# What a developer needs besides; .devcontainer uses it, with the working tree in place of a copy.
-FROM packages AS dev
-ARG TORCH_BACKEND=cpu
-USER root
+# What a developer needs besides, for .devcontainer, which has the working tree in place of a copy. Editors give the user
+# the number that you have outside, so /opt/venv is open to all.
+FROM base AS dev
 RUN apt-get update && apt-get install --yes --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
 USER user
 RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
-    uv pip install --torch-backend "$TORCH_BACKEND" --requirement pyproject.toml --extra dev --extra docs \
-    --constraint constraints.txt
+    uv venv --seed --allow-existing /opt/venv \
+    && uv pip install --requirement pyproject.toml --extra dev --extra docs --constraint constraints.txt \
+    && chmod -R a+rwX /opt/venv
 
-# The project itself.
-FROM packages
+# The packages, which change seldom, and then the project.
+FROM base
+USER user
+RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
+    uv venv --seed --allow-existing /opt/venv \
+    && uv pip install --requirement pyproject.toml --constraint constraints.txt
 COPY --chown=user:user . .
 RUN uv pip install --no-cache --no-deps --editable .
 CMD ["python", "scripts/train.py"]

@@ -1,15 +1,16 @@
 # make train: everything from nothing to a tested classifier.   make test: everything from nothing to tested code.
 PYTHON ?= python3
-BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+VENV ?= .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INPUTS := pyproject.toml constraints.txt
 
 # $(1): what to install. uv where it is installed, else venv and pip; the same versions either way.
 define install
 	@if command -v uv >/dev/null; then \
-	    { test -d .venv || uv venv --seed --python $(PYTHON) .venv; } && \
-	    uv pip install --python .venv --editable "$(1)" --constraint constraints.txt; \
+	    { test -d $(BIN) || uv venv --seed --python $(PYTHON) $(VENV); } && \
+	    uv pip install --python $(VENV) --editable "$(1)" --constraint constraints.txt; \
 	else \
-	    { test -d .venv || $(PYTHON) -m venv .venv; } && \
+	    { test -d $(BIN) || $(PYTHON) -m venv $(VENV); } && \
 	    $(BIN)/python -m pip install --quiet --editable "$(1)" --constraint constraints.txt; \
 	fi
 	@touch $@
@@ -17,27 +18,27 @@ endef
 
 .PHONY: train test lint format docs bench clean
 
-train: .venv/installed
+train: $(VENV)/installed
 	$(BIN)/python scripts/train.py
 
-test: .venv/installed-dev
+test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto
 
-lint: .venv/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: .venv/installed-dev
+format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: .venv/installed-docs
+docs: $(VENV)/installed-docs
 	rm -f docs/api/*.rst
 	$(BIN)/python -m sphinx -W --keep-going -n docs build/docs
 	@echo "To read them: build/docs/index.html"
 
-bench: .venv/installed-dev
+bench: $(VENV)/installed-dev
 	@mkdir -p build
 	@printf '# Results\n\nWritten by `make bench`.\n\n' > build/RESULTS.md
 	$(BIN)/python benchmarks/train_speed.py >> build/RESULTS.md
@@ -46,16 +47,16 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/scaling.py >> build/RESULTS.md
 	mv build/RESULTS.md benchmarks/RESULTS.md
 
-.venv/installed: $(INPUTS)
+$(VENV)/installed: $(INPUTS)
 	$(call install,.)
 
-.venv/installed-dev: $(INPUTS)
+$(VENV)/installed-dev: $(INPUTS)
 	$(call install,.[dev])
-	@touch .venv/installed
+	@touch $(VENV)/installed
 
-.venv/installed-docs: $(INPUTS)
+$(VENV)/installed-docs: $(INPUTS)
 	$(call install,.[docs])
-	@touch .venv/installed
+	@touch $(VENV)/installed
 
 clean:
-	rm -rf .venv
+	rm -rf $(VENV)
