@@ -40,7 +40,7 @@ print(len(data.split("train")[1]), imported - began, described - imported, time.
 """
 
 
-class Pictures(torch.utils.data.Dataset[Any]):
+class Images(torch.utils.data.Dataset[Any]):
     """The usual way: one image at a time, through torchvision's transforms."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -119,7 +119,7 @@ def main() -> None:
 
     part = 40 * BATCH  # of the slow way a part is enough
     usual = torch.utils.data.DataLoader(
-        Pictures(images[:part], labels[:part]), BATCH, shuffle=True, num_workers=2, persistent_workers=True
+        Images(images[:part], labels[:part]), BATCH, shuffle=True, num_workers=2, persistent_workers=True
     )
     rates = medians(take_turns({"ours": epoch, "normalised": normalised_epoch, "usual": lambda: list(usual)}, 5))
     usual_rate = part / rates.pop("usual")

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lit_nn.cli import LitCLI
-from lit_nn.commands import run
-from lit_nn.resume import Checkpoints
+from lit_nn.engine.callbacks import Checkpoints
+from lit_nn.engine.cli import LitCLI
+from lit_nn.engine.console import command
+from lit_nn.engine.run import running
 
 saves: list[tuple[float, float]] = []  # of every one, when it was over and how long it took, in seconds
 save = Checkpoints._save
@@ -29,11 +30,14 @@ def timed(self: Checkpoints, *args: Any, **kwargs: Any) -> None:
     saves.append((ended, ended - began))
 
 
-def main() -> None:
+@command
+def main(words: list[str]) -> None:
     """Train, then print the shares; the first epoch, which has no save before it, is left out."""
     Checkpoints._save = timed  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        LitCLI(["fit", *sys.argv[1:], "--run_dir", str(Path(folder) / "run")])
+        cli = LitCLI("fit", [*words, "--run_dir", str(Path(folder) / "run")])
+        with running(cli):
+            cli.trainer.fit(cli.model, cli.datamodule)
         size = (Path(folder) / "run" / "checkpoints" / "last.ckpt").stat().st_size
     shares = []
     for (before, _), (after, seconds) in itertools.pairwise(saves):
@@ -45,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

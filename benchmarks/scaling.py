@@ -21,8 +21,9 @@ from typing import Any
 import lightning as L
 from measure import machine, median_ratio, medians, table, take_turns
 
-from lit_nn.cli import LitCLI
-from lit_nn.commands import run
+from lit_nn.engine.cli import LitCLI
+from lit_nn.engine.console import command
+from lit_nn.engine.run import running
 from lit_nn.nets import count_parameters
 
 
@@ -50,16 +51,20 @@ class Clock(L.Callback):
             self.path.write_text(f"{seconds} {batch_idx + 1 - self.first} {count_parameters(pl_module)}")
 
 
-def one(first: int, path: Path, words: list[str]) -> None:
-    """Train, and write down the time: what runs in each of the measured processes."""
+@command
+def one(words: list[str]) -> None:
+    """Train, and write down the time: what runs in each of the measured processes; the first words are its own."""
+    first, path, *words = words
 
     class TimedCLI(LitCLI):
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
             trainer = super().instantiate_trainer(**kwargs)
-            trainer.callbacks.append(Clock(first, path))  # type: ignore[attr-defined]
+            trainer.callbacks.append(Clock(int(first), Path(path)))  # type: ignore[attr-defined]
             return trainer
 
-    TimedCLI(["fit", *words])
+    cli = TimedCLI("fit", words)
+    with running(cli):
+        cli.trainer.fit(cli.model, cli.datamodule)
 
 
 class Case:
@@ -92,7 +97,7 @@ class Case:
                 *self.words,
             ]
             environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-            done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(words, env=environment, capture_output=True, encoding="utf-8", check=False)
             if done.returncode:
                 sys.exit(done.stderr)
             seconds, steps, parameters = path.read_text().split()
@@ -139,5 +144,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        sys.exit(run(lambda: one(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])))
+        sys.exit(one(sys.argv[2:]))
     main()

@@ -6,7 +6,7 @@
 Each trains the same network from new with the same optimizer and batch size on Fashion-MNIST for one epoch (five on a
 GPU) and validates it after each; in every round all four take turns. The first round only warms up.
 
-- project: `lit_nn.cli.LitCLI` as scripts/train.py runs it: metrics of training and validation, TensorBoard,
+- project: `lit_nn.engine.cli.LitCLI` as scripts/train.py runs it: metrics of training and validation, TensorBoard,
   metrics.csv, progress bar, best.ckpt and last.ckpt.
 - by hand: the least one would write: the project's batches, forward, loss, backward, step, validation accuracy.
 - tutorial: torchvision's data set and transforms in a DataLoader, the loop of the tutorial "Quickstart".
@@ -38,12 +38,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Subset
 from torchmetrics.classification import MulticlassAccuracy
 
-from data_modules import DATA_MODULES
+from data_modules import data_class
 from data_modules.base import ImageDataModule
 from data_modules.batches import BatchLoader
-from data_modules.fashion_mnist import NAMES, FashionMNIST, _file
-from lit_nn.classifier import fit_to
-from lit_nn.cli import LitCLI
+from data_modules.fashion_mnist import NAMES, FashionMNIST, file
+from lit_nn.engine.cli import LitCLI
+from lit_nn.engine.run import running
+from lit_nn.model import fit_to
 from lit_nn.nets import build_net
 
 LR = 1e-3
@@ -108,7 +109,7 @@ class Competition:
         self.device = torch.device("cuda" if accelerator == "gpu" else "cpu")
         self.bf16 = case.get("precision") == "bf16-mixed"
         self.epochs = 5 if accelerator == "gpu" else 1
-        self.data: ImageDataModule = DATA_MODULES[case["data"]](batch_size=case["batch_size"], augment="none", seed=0)
+        self.data: ImageDataModule = data_class(case["data"])(batch_size=case["batch_size"], augment="none", seed=0)
         self.accuracy: dict[str, list[float]] = {}
         self.runs = 0
 
@@ -138,7 +139,9 @@ class Competition:
         if self.accelerator == "gpu":
             options["data.on_device"] = True
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        cli = TimedCLI(["fit", *words])
+        cli = TimedCLI("fit", words)
+        with running(cli):
+            cli.trainer.fit(cli.model, cli.datamodule)
         self._note("project", cli.trainer.callback_metrics["val_acc"].item())
         return clock.seconds / self.epochs
 
@@ -200,13 +203,12 @@ class Competition:
             raw.mkdir(parents=True)
             data = FashionMNIST()
             data.prepare_data()
-            folder = data._find()
+            folder = data.folder()
             assert folder is not None
             for name in NAMES:
-                file = _file(folder, name)
-                assert file is not None
-                content = file.read_bytes()
-                (raw / name).write_bytes(gzip.decompress(content) if file.suffix == ".gz" else content)
+                source = file(folder, name)
+                content = source.read_bytes()
+                (raw / name).write_bytes(gzip.decompress(content) if source.suffix == ".gz" else content)
         size = getattr(self.new_net(), "image_size", None) or (28, 28)
         transform = transforms.Compose([transforms.Pad((size[0] - 28) // 2), transforms.ToTensor()])
         published = datasets.FashionMNIST(root, transform=transform)
