@@ -1,15 +1,11 @@
-"""Runs the Python snippets of a page of the documentation and compares what they print with what the page shows."""
+"""Runs the Python snippets of a page, compares what they print with what the page shows, and follows its links."""
 
 import contextlib
 import io
-import os
 import re
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,61 +14,35 @@ LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
 HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 
 
-class SnippetError(AssertionError):
-    """A page and what its snippets do differ; the message says where."""
+class Snippet(NamedTuple):
+    """One ```python block of a page, with the ```text block that follows it with nothing in between."""
 
-
-@dataclass(frozen=True)
-class Snippet:
-    """One ```python block with the ```text block that follows it with nothing in between.
-
-    Attributes:
-        line: Line of the page on which the code begins.
-        code: The code.
-        shown_line: Line on which the shown output begins.
-        shown: What the page says the code prints; "" without a ```text block.
-    """
-
-    line: int
+    line: int  # of the page, on which the code begins
     code: str
-    shown_line: int
-    shown: str
+    shown: str  # "" if the page shows no output
 
 
 def snippets(path: Path) -> list[Snippet]:
-    """The snippets of a page, in their order.
-
-    Args:
-        path: A Markdown file.
-    """
+    """The snippets of a page, in their order."""
     page = path.read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(page))
     found = []
-    for block, following in zip_longest(blocks, blocks[1:]):
-        if block[1] != "python":
-            continue
-        line, shown_line, shown = page.count("\n", 0, block.start(2)) + 1, 0, ""
-        if following is not None and following[1] == "text" and following.start() == block.end():
-            shown_line, shown = page.count("\n", 0, following.start(2)) + 1, following[2]
-        found.append(Snippet(line, block[2], shown_line, shown))
+    for block, following in zip(blocks, [*blocks[1:], None], strict=False):
+        if block[1] == "python":
+            shown = following is not None and following[1] == "text" and following.start() == block.end()
+            line = page.count("\n", 0, block.start(2)) + 1
+            found.append(Snippet(line, block[2], following[2] if following and shown else ""))
     return found
 
 
 def run_snippets(path: Path, folder: Path) -> dict[str, Any]:
-    """Run all snippets of a page one after the other, as one program, and check what each one prints.
-
-    Args:
-        path: A Markdown file.
-        folder: An empty folder; where the snippets' files go.
-
-    Returns:
-        The names that the snippets defined.
+    """Run the snippets of a page one after the other, as one program in a folder; gives the names that they define.
 
     Raises:
-        SnippetError: If one fails, or prints anything else than the page shows: file:line, expected, got.
+        AssertionError: If one fails, or prints anything else than the page shows; the message says where.
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    with _inside(folder):
+    with contextlib.chdir(folder), torch.random.fork_rng(devices=[]):
         for snippet in snippets(path):
             output = io.StringIO()
             try:
@@ -81,69 +51,32 @@ def run_snippets(path: Path, folder: Path) -> dict[str, Any]:
                 with contextlib.redirect_stdout(output):
                     exec(code, namespace)
             except Exception as error:
-                steps = [
-                    step.lineno for step in traceback.extract_tb(error.__traceback__) if step.filename == str(path)
-                ]
-                place = f"{path}:{steps[-1] if steps else getattr(error, 'lineno', snippet.line)}"
-                raise SnippetError(f"{place}: the snippet raised {type(error).__name__}: {error}") from error
-            _compare(path, snippet, output.getvalue())
+                steps = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+                line = steps[-1] if steps else getattr(error, "lineno", snippet.line)
+                raise AssertionError(f"{path}:{line}: the snippet raised {error!r}") from error
+            expected, got = (
+                [line.rstrip() for line in text.rstrip().splitlines()] for text in (snippet.shown, output.getvalue())
+            )
+            if expected != got:
+                shown, printed = "\n".join(expected), "\n".join(got)
+                raise AssertionError(f"{path}:{snippet.line}: the page shows\n{shown}\nbut this prints\n{printed}")
     return namespace
 
 
-def _compare(path: Path, snippet: Snippet, printed: str) -> None:
-    expected = [line.rstrip() for line in snippet.shown.rstrip().splitlines()]
-    got = [line.rstrip() for line in printed.rstrip().splitlines()]
-    if expected == got:
-        return
-    both = list(zip(expected, got, strict=False))
-    same = next((i for i, (one, other) in enumerate(both) if one != other), len(both))  # lines before the difference
-    line = snippet.shown_line + same if snippet.shown_line else snippet.line
-    raise SnippetError(
-        f"{path}:{line}: the snippet of line {snippet.line} prints something else than the page shows\n"
-        f"expected:\n{_indented(expected)}\ngot:\n{_indented(got)}"
-    )
-
-
-def _indented(lines: list[str]) -> str:
-    return "\n".join(f"    {line}" for line in lines) or "    (nothing)"
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """In a folder, with one thread and with the random numbers of this process left as they were."""
-    before, threads = Path.cwd(), torch.get_num_threads()
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        os.chdir(before)
-
-
 def broken_links(path: Path) -> list[str]:
-    """Relative links of a page that lead to no file, or to no heading of one, as "file:line: link".
-
-    Args:
-        path: A Markdown file.
-    """
+    """Relative links of a page that lead to no file, or to no heading of one, as "file:line: link"."""
     found = []
     for number, line in enumerate(_without_code(path).splitlines(), 1):
         for link in LINK.findall(line):
             name, _, anchor = link.partition("#")
             target = path.parent / name if name else path
-            if ":" not in link and not (target.exists() and (not anchor or anchor in anchors(target))):
+            if ":" not in link and not (target.exists() and (not anchor or anchor in _anchors(target))):
                 found.append(f"{path}:{number}: {link}")
     return found
 
 
-def anchors(path: Path) -> set[str]:
-    """What a link to a heading of a page ends in, as git servers and Sphinx with MyST make it.
-
-    Args:
-        path: A Markdown file.
-    """
+def _anchors(path: Path) -> set[str]:
+    """What a link to a heading of a page ends in, as git servers and Sphinx with MyST make it."""
     found: dict[str, int] = {}
     for heading in HEADING.findall(_without_code(path)):
         words = re.sub(r"[^\w\- ]", "", LINK.sub("", heading).lower()).replace(" ", "-")

@@ -1,24 +1,20 @@
-"""The pages of the documentation: their links, their snippets, what they say about the code, and the site."""
+"""The pages of the documentation: their links, their snippets, and the network that they have one add."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
-import traceback
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import ROOT
-from snippets import broken_links, run_snippets
-
-from lit_nn.commands import train
-from lit_nn.losses import LOSSES
+from conftest import ROOT, Command
+from snippets import broken_links, run_snippets, snippets
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), DOCS / "api" / "index.md"])
+ELSEWHERE = {"README", "add_a_network", "add_a_dataset", "checkpoints", "scale_out", "sweep", "tour"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -26,116 +22,46 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken_links(page) == []
 
 
-@pytest.mark.parametrize("name", ["configuration", "export", "how_it_works"])
-def test_snippets_print_what_the_page_shows(name: str, project: Path, run: Path) -> None:
-    run_snippets(DOCS / f"{name}.md", project)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.stem not in ELSEWHERE and snippets(page)], ids=lambda page: page.stem
+)
+def test_snippets_print_what_the_page_shows(page: Path, project: Path, run: Path) -> None:
+    run_snippets(page, project)
 
 
-def test_four_calls_lead_from_the_shell_to_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames: list[tuple[str, str]] = []
-    cross_entropy = LOSSES["cross_entropy"]
-
-    def loss(*arguments: Any) -> Any:
-        frames.extend((frame.filename, frame.name) for frame in traceback.extract_stack())
-        return cross_entropy(*arguments)
-
-    monkeypatch.setitem(LOSSES, "cross_entropy", loss)
-    assert train(["--fast_dev_run", "--accelerator", "cpu"]) == 0
-    page = (DOCS / "how_it_works.md").read_text(encoding="utf-8")
-    calls = re.findall(r"^\| `([\w.]+)` \| (?:\[.*\]\(\.\./(.*)\)|Lightning) ", page, re.MULTILINE)[:4]
-    assert [name for name, _ in calls] == ["train", "TrainCLI", "Trainer.fit", "training_step"]
-    coming = iter(frames)
-    for name, file in calls:
-        function, where = {"TrainCLI": "__init__", "Trainer.fit": "fit"}.get(name, name), file or "trainer/trainer.py"
-        assert any(path.endswith(where) and found == function for path, found in coming), (name, frames)
+# --- a network is one file and one line -------------------------------------------------------------------------------
 
 
-def test_the_profiler_has_the_lines_of_the_page(tmp_path: Path) -> None:
-    few = [word for part in ("train", "val", "test") for word in (f"--trainer.limit_{part}_batches", "2")]
-    few += ["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
-    profiler = ["--trainer.profiler", "SimpleProfiler"]
-    profiler += ["--trainer.profiler.dirpath", str(tmp_path), "--trainer.profiler.filename", "profile"]
-    assert train([*few, *profiler]) == 0
-    report = (tmp_path / "fit-profile.txt").read_text(encoding="utf-8")
-    profiled = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("|")]
-    page = (DOCS / "how_it_works.md").read_text(encoding="utf-8").partition("profiler simple")[2]
-    shown = re.findall(r"^\| `(\S+)` \|", page, re.MULTILINE)
-    assert len(shown) >= 5
-    for name in shown:
-        pattern = re.escape(name).replace(r"\.\.\.", ".*")
-        assert any(re.fullmatch(pattern, line) for line in profiled), (name, profiled)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", pytest.param(DOCS / "add_a_network.md", marks=[pytest.mark.slow, pytest.mark.timeout(1000)])],
+    ids=lambda page: page.stem,
+)
+def test_a_network_is_one_file_and_one_line(
+    page: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the page adds it to a copy, which lies in somebody else's repository: a run then has no commit."""
+    for words in ("init -q", "-c user.name=a -c user.email=a@b.c commit -q --allow-empty -m theirs"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    for name in ("lit_nn", "data_modules", "scripts", "tests", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    found = snippets(page)
+    line = next(snippet.code for snippet in found if re.fullmatch(r"from lit_nn\.nets\.\w+ import .*\n", snippet.code))
+    name, nets = line.split()[1].rpartition(".")[2], tmp_path / "lit_nn" / "nets"
+    (nets / f"{name}.py").write_text(next(snippet.code for snippet in found if "(nn.Module)" in snippet.code))
+    listing = (nets / "__init__.py").read_text(encoding="utf-8")
+    (nets / "__init__.py").write_text(listing.replace("\nNETS:", f"{line}\nNETS:"), encoding="utf-8")
 
-
-# --- add_a_network.md, followed word for word in a copy of the project ------------------------------------------------
-
-NETWORK = DOCS / "add_a_network.md"
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project with the network of the page."""
-    folder = tmp_path_factory.mktemp("copy")
-    for name in ("lit_nn", "data_modules", "scripts", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    module, import_line, snippet = re.findall(r"```python\n(.*?)```", NETWORK.read_text(encoding="utf-8"), re.DOTALL)
-    (folder / "lit_nn" / "nets" / "separable.py").write_text(module, encoding="utf-8")
-    listing = folder / "lit_nn" / "nets" / "__init__.py"
-    text = listing.read_text(encoding="utf-8")
-    assert "\nNETS:" in text
-    listing.write_text(text.replace("\nNETS:", f"{import_line}\nNETS:"), encoding="utf-8")
-    (folder / "snippet.py").write_text(snippet, encoding="utf-8")
-    return folder
-
-
-def follow(copy: Path, *words: str) -> str:
-    """What a Python command line prints in the copy."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(copy), os.environ["PYTHONPATH"]])}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True, timeout=250, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_the_network_of_the_page_is_built(copy: Path) -> None:
-    shown = re.findall(r"```text\n(.*?)```", NETWORK.read_text(encoding="utf-8"), re.DOTALL)
-    assert [follow(copy, "snippet.py")] == shown
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1000)
-def test_the_commands_of_the_page_work(copy: Path) -> None:
-    commands = re.findall(r"```bash\n(.*?)```", NETWORK.read_text(encoding="utf-8"), re.DOTALL)[0].splitlines()
-    assert len(commands) == 4
-    for line in commands:
-        output = follow(copy, *shlex.split(line)[1:])
-    assert re.search(r"\d+ passed", output)
-
-
-# --- the site ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
-    pytest.importorskip("sphinx", reason="the extra docs is not installed")
-    folders = [path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    for name in {*folders} - {"build", "data", "dist", "runs"}:
-        ignore = shutil.ignore_patterns("__pycache__", "*.rst", "node_modules")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore if name != "docs" else None)
-    for stub in (tmp_path / "docs" / "api").glob("*.rst"):
-        stub.unlink()
-    for page in ROOT.glob("*.md"):
-        shutil.copy(page, tmp_path)
-    words = ["-W", "--keep-going", "-n", "docs", "site"]
-    done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
-    )
+    few = ["--max_epochs", "1", "--trainer.limit_train_batches", "2", "--accelerator", "cpu", "--run_dir", "run"]
+    done = command(tmp_path / "scripts" / "train.py", "--net", name, *few)
     assert done.returncode == 0, done.stderr
-    site = tmp_path / "site"
-    classifier = (site / "api" / "lit_nn.classifier.html").read_text(encoding="utf-8")
-    assert "Classifies images with one of the project" in classifier
-    assert 'href="api/lit_nn.classifier.html"' in (site / "how_it_works.html").read_text(encoding="utf-8")
-    for page in DOCS.glob("*.md"):
-        assert (site / f"{page.stem}.html").exists()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["net"], result["git_commit"]) == (name, "")
+    if page.stem == "README":
+        return
+    assert command("-c", found[-1].code).stdout == found[-1].shown
+    for line in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[0].splitlines():
+        first, *others = shlex.split(line, comments=True)[1:]
+        done = command(tmp_path / first if first.endswith(".py") else first, *others, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
