@@ -208,7 +208,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         """Class weights (num_classes,), or None; ones for balanced ones, which on_fit_start knows."""
         count = len(self.class_names)
         if isinstance(class_weights, str):
-            return look_up({"none": None, "balanced": torch.ones(count)}, class_weights, "class_weights")
+            known = {"none": None, "balanced": torch.ones(count), f"[...] with {count} numbers": None}
+            return look_up(known, class_weights, "class_weights")
         if len(class_weights) != count:
             raise UsageError(f"class_weights has {len(class_weights)} numbers for {count} classes")
         return torch.tensor(class_weights, dtype=torch.float32)

@@ -43,6 +43,16 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     raise UsageError(f"unknown {what} '{name}'.{did_you_mean(name, table)} Allowed: {', '.join(table) or 'none'}")
 
 
+def other_classes(known: Iterable[str], found: Iterable[str]) -> str:
+    """In which classes a data set differs from those that a model knows, for a message; "" if in none."""
+    known, found = list(known), list(found)
+    if known == found:
+        return ""
+    lacks, new = (sorted(set(one) - set(two)) for one, two in ((known, found), (found, known)))
+    texts = [", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10) for names in (lacks, new)]
+    return f"other classes than the model: lacking {texts[0] or 'none'}; new {texts[1] or 'none'}"
+
+
 def brief(error: BaseException) -> str:
     """The first line of what an error says; its kind if it says nothing."""
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

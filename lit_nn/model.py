@@ -66,6 +66,8 @@ class ImageClassifier(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         self.class_names, self.image_shape = list(class_names), (channels, height, width)
+        if not isinstance(net, str | nn.Module):
+            raise UsageError(f"net is {net!r}; give the name of a network, or a module of your own: net=MyNet()")
         if isinstance(net, nn.Module):
             self.net, self.net_name = net, type(net).__qualname__
         else:

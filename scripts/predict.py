@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data_modules.errors import DataError
 from data_modules.files import atomic_path
-from data_modules.images.decode import SUFFIXES, image_paths
+from data_modules.images.decode import SUFFIXES, image_paths, printable
 from lit_nn.engine.console import CommandParser, command
 from lit_nn.errors import UsageError
 from lit_nn.trained.predict import MODEL_HELP, open_model, predict_files
@@ -66,8 +66,11 @@ def main(words: list[str]) -> None:
 def find_images(word: str) -> list[tuple[str, str]]:
     """The files that a word means, each with "" or the reason why it cannot be read."""
     closed: list[OSError] = []  # folders that cannot be looked into
+    passed_over: list[str] = []
     if is_folder := os.path.isdir(word):
-        found = list(image_paths(word, closed.append))
+        found = list(image_paths(word, closed.append, passed_over.append))
+        if passed_over:
+            print(f"{printable(word)}: {len(passed_over):,} other files not looked at", file=sys.stderr)
     else:
         found = [word] if os.path.lexists(word) else sorted(filter(os.path.isfile, glob.glob(word, recursive=True)))
     files = [(path, "") for path in found] + [(error.filename, str(error.strerror)) for error in closed]

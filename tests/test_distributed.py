@@ -177,7 +177,7 @@ def test_two_processes_evaluate_and_predict_a_checkpoint_like_one(small: list[st
 @slow
 def test_two_processes_become_one_and_two_again_inside_an_epoch(tmp_path: Path) -> None:
     words = [*CPU, "--max_epochs", "2", "--trainer.limit_train_batches", "60", "--optimizer", "momentum"]
-    words += ["--schedule", "constant", "--lr", "0.01", "--augment", "translate"]
+    words += ["--schedule", "constant", "--lr", "0.01", "--augment", "translate", "--ema", "0.9"]
     assert train([*words, "--batch_size", "32", "--run_dir", str(tmp_path / "one")]) == 0
     finished("lightning", [*words, "--batch_size", "16", "--run_dir", "two", "--trainer.max_steps", "25"], tmp_path)
     alone = ["--devices", "1", "--strategy", "auto", "--batch_size", "32", "--trainer.max_steps", "80"]

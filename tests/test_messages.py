@@ -46,6 +46,7 @@ MISTAKES = {
     "--data fashion": ["fashion", "fashion_mnist"],
     "--data image_folder --data_dir nowhere": ["nowhere is not a folder"],
     "--data image_folder --data.image_size big": ["image_size", "int"],
+    "--data.image_size 5": ["data.image_size is an option of image_folder only"],
     "--data_dir \udcffictures": ["'?ictures' is not UTF-8"],
     "--data.sampling even": ["sampling", "even", "shuffled", "balanced"],
     "--data.batch_sise 3": ["batch_sise", "data.batch_size"],
@@ -62,7 +63,7 @@ MISTAKES = {
     "--ema 1": ["ema is 1"],
     "--label_smoothing 10": ["label_smoothing is 10", "from 0 to 1"],
     "--weight_decay -1": ["weight_decay is -1", "0 or more"],
-    "--class_weights 1,2,3": ["class_weights", "1,2,3", "balanced"],
+    "--class_weights 1,2,3": ["class_weights", "1,2,3", "balanced", "[...] with 10 numbers"],
     "--clip_grad None": ["gradient_clip_val", "None"],
     "--model.net_args.depth 3": ["depth", "lenet"],
     "--model.optimizer_args.betas [0.9]": ["optimizer adamw", "betas"],
@@ -91,6 +92,39 @@ def test_a_mistake_ends_in_one_message(words: str, tmp_path: Path, monkeypatch: 
     assert [word for word in MISTAKES[words] if word not in said[0]] == []
 
 
+def test_a_checkpoint_that_keeps_no_parts_keeps_its_seed(tmp_path: Path, capsys: Said) -> None:
+    old = str(ROOT / "tests" / "stored" / "format1.ckpt")
+    run_dir = ["--run_dir", str(tmp_path / "run")]
+    assert train(["--resume", old, "--seed", "7", "--max_epochs", "3", *run_dir]) == 2
+    assert lightning_cli(["validate", "--ckpt_path", old, "--data.val_fraction", "0.3"]) == 2
+    assert capsys.readouterr().err.count("leave out --seed and --data.val_fraction") == 2
+
+
+def test_images_that_weights_were_trained_on_are_not_tested_in_silence(tmp_path: Path, capsys: Said) -> None:
+    words = [*FEW, "--data", "image_folder", "--data_dir", images_in(tmp_path / "images", "a", "b")]
+    assert train([*words, "--run_dir", str(tmp_path / "one")]) == 0
+    start = ["--init_from", str(tmp_path / "one" / "checkpoints" / "best.ckpt")]
+    assert train([*words, *start, "--run_dir", str(tmp_path / "same")]) == 0
+    assert "was trained on" not in capsys.readouterr().out
+    assert train([*words, *start, "--seed", "7", "--run_dir", str(tmp_path / "other")]) == 0
+    assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().out)
+
+
+def test_a_test_says_what_has_changed_and_a_renamed_class_is_named(tmp_path: Path, capsys: Said) -> None:
+    images = Path(images_in(tmp_path / "images", "a", "b"))
+    words = [*FEW, "--data", "image_folder", "--data_dir", str(images)]
+    assert train([*words, "--run_dir", str(tmp_path / "run")]) == 0
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    next((images / "a").iterdir()).unlink()
+    capsys.readouterr()
+    assert lightning_cli(["test", "--ckpt_path", checkpoint]) == 0
+    assert "1 gone" in capsys.readouterr().out
+    (images / "b").rename(images / "c")
+    assert lightning_cli(["test", "--ckpt_path", checkpoint]) == 2
+    assert script("evaluate")([checkpoint]) == 2
+    assert capsys.readouterr().err.count("lacking b; new c") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -103,6 +137,8 @@ def test_a_mistake_ends_in_one_message(words: str, tmp_path: Path, monkeypatch: 
         ("resume: runs/a", "--resume"),
         ("ckpt_path: runs/a", "--resume"),
         ("data: {class_path: no_such.Data}", "no_such"),
+        ("data: image_folder", "data: {class_path: ImageFolder}"),
+        ("data: {class_path: FashionMNISTSample, init_args: {data_dir: x}}", "reads no folder"),
         ("trainer: {callbacks: {class_path: no_such.Callback}}", "no_such"),
     ],
 )

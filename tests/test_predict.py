@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -119,6 +120,18 @@ def test_bad_files_get_a_line_and_the_others_are_predicted(
     assert reasons.pop("text.jpg").startswith("not an image in JPEG, ")
     empty = {"line\\nbreak\\x1b[2J.png": "the file is empty"}
     assert reasons == {**empty, "pipe.png": "not a file", "gone.png": "No such file or directory"}
+
+
+def test_files_passed_over_in_a_folder_are_counted(
+    in_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(in_folder / "model.onnx", tmp_path)
+    for name in ("a.heic", "b.txt"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    Image.new("L", (28, 28)).save(tmp_path / "images" / "c.png")
+    assert main([str(tmp_path / "model.onnx"), str(tmp_path / "images")]) == 0
+    assert "2 other files not looked at" in capsys.readouterr().err
 
 
 def test_predict_in_python(in_folder: Path, tmp_path: Path) -> None:

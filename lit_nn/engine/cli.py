@@ -2,8 +2,10 @@
 
 import argparse
 import functools
+import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -35,7 +37,7 @@ from lit_nn.engine.option_checks import check_data_dir, check_options, check_pro
 from lit_nn.engine.previous_run import PreviousRun
 from lit_nn.engine.progress_bar import ProgressBar
 from lit_nn.engine.resume import RunState, SafeCheckpointIO
-from lit_nn.errors import UsageError, brief
+from lit_nn.errors import UsageError, brief, other_classes
 
 FSDP_UNIT = 10_000_000  # parameters of a part of a network that FSDP gathers only while it is needed
 DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels")  # what the data set tells the classifier
@@ -143,8 +145,10 @@ class LitCLI(LightningCLI):
             settings = plain_settings(self.checkpoint, Path(values_of("--ckpt_path", self.words)[-1]), trusted=True)
             if "class_path" in settings["data"]:
                 before = parser.parse_object({name: settings[name] for name in ("data", "seed_everything")})
+        # Folders in quotes, as the parser would take 1e3 for a number and [a] for a list.
+        quoted = re.compile(r"(--(?:run_dir|data\.(?:init_args\.)?data_dir)=)(.*)", re.DOTALL)
+        args = [quoted.sub(lambda found: found[1] + json.dumps(found[2], ensure_ascii=False), word) for word in args]
         self.config = parser.parse_args(args, namespace=before)
-        # Folders as they were typed: the parser takes 1e3 for a number.
         if folders := values_of("--run_dir", self.words):
             self.config.run_dir = folders[-1]
         if folders := self.data_dirs:
@@ -153,6 +157,12 @@ class LitCLI(LightningCLI):
             self.config.ckpt_path = str(self.previous.path) if self.previous.path else None
             if self.config.run_dir is None and self.previous.folder:
                 self.config.run_dir = str(self.previous.folder)
+        if (
+            self.checkpoint and before is not None and "parts" not in self.checkpoint
+        ):  # of a version that remembered none
+            asked, trained = (options.data.init_args.get("val_fraction") for options in (self.config, before))
+            moved = self.config.seed_everything != before.seed_everything or asked != trained
+            refuse({"this checkpoint does not keep its parts: leave out --seed and --data.val_fraction": moved})
         seed = self.config.seed_everything
         if seed is True:
             refuse({"--seed true: each process of torchrun or SLURM would draw its own; give a number": self.launcher})
@@ -195,7 +205,8 @@ class LitCLI(LightningCLI):
             self.run_dir = self._run_folder()
         elif not self.config.ckpt_path:
             raise UsageError(f"{self.stage} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
-        check_data_dir(self.data_name, self.data_dirs)
+        folder = self.config.data.init_args.get("data_dir", "data")  # "data" if nobody has chosen one
+        check_data_dir(self.data_name, self.data_dirs or [folder] * (folder != "data" and self.previous is None))
         super().instantiate_classes()
         leave_signals_alone(self.trainer)
         if self.trainer.strategy.root_device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
@@ -207,9 +218,12 @@ class LitCLI(LightningCLI):
         if self.stage == "fit":
             return
         arguments, data = self.checkpoint["hyper_parameters"], self.datamodule
-        for name in ("class_names", "image_shape"):
-            known, found = list(arguments[name]), list(getattr(data, name))
-            refuse({f"the checkpoint has the {name} {known}, the data {found}; choose it with --data": known != found})
+        others, shape = other_classes(arguments["class_names"], data.class_names), tuple(data.image_shape)
+        if others or shape != tuple(arguments["image_shape"]):
+            what = others or f"images {shape}, the checkpoint is for {tuple(arguments['image_shape'])}"
+            raise UsageError(
+                f"{type(data).__name__} has {what}; choose other data with --data, --data_dir, --data.image_size"
+            )
         build_model(arguments, self.checkpoint["state_dict"])  # says what does not fit, before any memory is taken
         self.model = LitClassifier(**arguments)
         self.model.load_state_dict(self.checkpoint["state_dict"])
@@ -222,7 +236,7 @@ class LitCLI(LightningCLI):
         if config.run_dir is None:
             kind = f"{self.data_name}-{config.model.net.replace('/', '-')}"
             return Path("runs", kind, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
-        folder = Path(config.run_dir).expanduser()
+        folder = Path(os.path.expanduser(config.run_dir))  # noqa: PTH111 (Path's own raises where there is no home)
         continued = self.previous.folder if self.previous else None
         other = (folder / "config.yaml").exists() and not (continued and folder.resolve() == continued.resolve())
         if other and rank() == 0:  # which has just written it for the rest

@@ -22,19 +22,25 @@ def explain(error: argparse.ArgumentError, parser: ArgumentParser) -> str:
     unknown = re.search(
         r"unrecognized arguments: --?([\w.]+)|does not accept option '([\w.]+)'|Option '(\w+)' is not", text
     )
-    several = re.search(r'key "([\w.]+)": Does not validate .*? Subtypes: \[(.*)\] Errors: .*Given value: (.*)', text)
+    several = re.search(r'key "([\w.]+)": (?:Does not validate|Expected an?) ', text)
     in_data = re.search(r'given class_path .*? Parser key "(\w+)": (.*?)( - Expected a <class|$)', text)
-    if in_data and not unknown:
-        return f"--data.{in_data[1]}: {in_data[2]}"
-    if several and not unknown:
-        types = re.sub(r"typing\.Literal|<class '(.*?)'>", r"\1", several[2]).replace("NoneType", "null")
-        return f"--{several[1]} is '{several[3]}'; allowed: {types}"
+    expected = r"Subtypes: \[(.*?)\] Errors|Expected an? (typing\.Literal\[.*?\]|<class '\w+'>)"
+    found, types = in_data or several, re.search(expected, in_data[0] if in_data else text)
+    if found and types and not unknown:
+        option = f"data.{in_data[1]}" if in_data else found[1]
+        allowed = re.sub(r"typing\.Literal|<class '(.*?)'>", r"\1", types[1] or types[2]).replace("NoneType", "null")
+        value = re.sub(r"NestedArg\(key='\w+', val=(.*)\)", r"\1", text.rpartition(" value: ")[2]).strip("'")
+        return f"--{option} is '{value}'; allowed: {allowed}"
     if not unknown:
         return text
     classes = {cls for name in DATA_SETS for cls in data_class(name).__mro__[:-1]}
     names = [flag.name for flag in FLAGS] + list(parser.get_defaults().keys(branches=True))
     names += sorted({f"data.{name}" for cls in classes for name in inspect.signature(cls).parameters})
-    return unknown_option(unknown[1] or unknown[2] or f"data.{unknown[3]}", names)
+    given = unknown[1] or unknown[2] or f"data.{unknown[3]}"
+    takers = [name for name in DATA_SETS if given.rpartition(".")[2] in inspect.signature(data_class(name)).parameters]
+    if given in names and takers:
+        return f"--{given} is an option of {', '.join(takers)} only; choose it with --data, or leave the option out"
+    return unknown_option(given, names)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -49,6 +55,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} holds no options; it should look like the config.yaml of a run folder")
     if content.get("ckpt_path") or "resume" in content:
         raise UsageError(f"{path} names a run to continue; type --resume with it instead")
+    data = content.get("data")
+    if (name := data.get("class_path") if isinstance(data, dict) else data) in DATA_SETS:
+        raise UsageError(f"{path}: in a YAML file, '{name}' is written data: {{class_path: {DATA_SETS[name]}}}")
     if flat_names := [flag for flag in FLAGS if flag.name in content and flag.option not in (flag.name, "data")]:
         flag = flat_names[0]
         group, _, name = flag.option.partition(".")

@@ -41,6 +41,8 @@ def check_figure(option: str, path: Path) -> None:
     """Refuse a file that no figure can be drawn into, before the work of which the figure is the end."""
     if path.suffix.lower() not in FIGURES:
         raise UsageError(f"{option} {path}: the file's name must end in {', '.join(FIGURES)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
 
 
 def rank() -> int:
@@ -60,7 +62,7 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
     def program(argv: Sequence[str] | None = None) -> int:
         _print_any_name()
         try:
-            main(sys.argv[1:] if argv is None else list(argv))
+            main([_at_home(word) for word in (sys.argv[1:] if argv is None else argv)])
         except BrokenPipeError:  # whoever read the output has seen enough: "| head"
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
@@ -78,6 +80,12 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
         return 0
 
     return program
+
+
+def _at_home(word: str) -> str:
+    """A word in which ~ is the home folder, after = as well, where shells leave it as it is."""
+    found = re.fullmatch(r"(--[\w.+]+=|)(~[^/\\]*[/\\].*)", word, re.DOTALL)
+    return found[1] + os.path.expanduser(found[2]) if found else word  # noqa: PTH111 (Path's raises without a home)
 
 
 def _end(status: int, text: str) -> int:

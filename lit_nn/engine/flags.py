@@ -1,7 +1,5 @@
 """The flat flags (``--net lenet``), and their way into the dotted ones of the LightningCLI. No torch here."""
 
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,12 +100,7 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
         words.append(options.get(name, name) + equals + value)
         waiting = name.startswith("-") and not equals and name not in ("-h", "--help", "--print_config")
     words = [_with_data_class(f"{word}=true" if word in switches else word) for word in words]
-    words = [re.sub(r"^(--(?:config|ckpt_path|run_dir|init_from)=)(~.*)", _at_home, word) for word in words]
     return sorted(words, key=lambda word: (not word.startswith("--config="), not word.startswith("--data=")))
-
-
-def _at_home(match: re.Match[str]) -> str:
-    return match[1] + os.path.expanduser(match[2])  # noqa: PTH111 (Path.expanduser raises where there is no home)
 
 
 def _with_data_class(word: str) -> str:

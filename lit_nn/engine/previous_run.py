@@ -14,7 +14,7 @@ from lit_nn.checkpoint import check_tensors, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine.configuration import flat, known_options, plain_settings, read_yaml
 from lit_nn.engine.option_checks import refuse
-from lit_nn.errors import UsageError
+from lit_nn.errors import UsageError, other_classes
 
 MORE_STATE = {"adam": ("amsgrad",), "adamw": ("amsgrad",), "rmsprop": ("centered", "momentum")}
 """Options of optimizers with which they remember more of every weight."""
@@ -50,8 +50,7 @@ class PreviousRun:
         """Refuse to go on as something that the checkpoint cannot become."""
         before, now = self.checkpoint["hyper_parameters"], classifier.hparams
         anew = "start a new run, with --init_from to take over what fits"
-        old_names, new_names = before["class_names"], now["class_names"]
-        gone, new = set(old_names) - set(new_names), set(new_names) - set(old_names)
+        others = other_classes(before["class_names"], now["class_names"])
         misfit = check_tensors(classifier, self.checkpoint["state_dict"])
         optimizer, schedules = now["optimizer"], {before.get("schedule"), now["schedule"]}
         args_before, args_now = before.get("optimizer_args") or {}, now["optimizer_args"] or {}
@@ -62,8 +61,7 @@ class PreviousRun:
         saved = [n for group in self.checkpoint["optimizer_states"][0]["param_groups"] for n in group["params"]]
         refuse(
             {
-                f"{self.path} knows other classes than the data: gone {sorted(gone) or '-'}, new {sorted(new) or '-'}; "
-                f"{anew}": list(old_names) != list(new_names),
+                f"{self.path}: the data has {others}; {anew}": others,
                 f"{self.path} is of net {before.get('net')}, which cannot become {now['net']} as it is asked for "
                 f"({misfit}); {anew}": misfit or before.get("net") != now["net"],
                 f"--optimizer {optimizer} cannot use the state of {before.get('optimizer')} that the checkpoint holds; "

@@ -3,12 +3,14 @@
 import contextlib
 import csv
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +19,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from data_modules.files import atomic_path
+from data_modules.images.parts import among
 from lit_nn.checkpoint import init_from, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
@@ -55,6 +58,8 @@ def running(cli: LitCLI) -> Iterator[None]:
             if cli.run_dir is not None and trainer.is_global_zero:
                 lock = _hold(cli.run_dir)
             _prepare_training(cli)
+        elif changes := cli.datamodule.part_changes():
+            rank_zero_only(print)(changes)
         yield
     except FloatingPointError as error:
         if cli.stage != "fit":
@@ -109,6 +114,7 @@ def _prepare_training(cli: LitCLI) -> None:
     if cli.previous is not None and cli.previous.path is not None:
         _continue(cli, cli.previous)
     elif config.init_from:
+        config.init_from = os.path.expanduser(config.init_from)  # noqa: PTH111 (from YAML)
         rank_zero_only(print)(init_from(model.net, config.init_from))
     if config.compile:
         model.net.compile()  # in place: the names of its weights stay, and a checkpoint does not know of it
@@ -122,6 +128,14 @@ def _prepare_training(cli: LitCLI) -> None:
     )
     if changes := data.part_changes():
         print(changes)
+    if config.init_from and cli.previous is None and (tested := data.parts().get("test")) is not None:
+        had = read_checkpoint(config.init_from).get("parts", {})
+        seen = [had[part].numpy() for part in ("train", "val") if part in had]
+        if seen and (count := among(tested.numpy(), np.concatenate(seen)).sum()):
+            print(
+                f"warning: {config.init_from} was trained on {count} of the images that are to be tested, so the test "
+                "will look better than it is; give --seed and --data.test_fraction of that run, or lay out a test part"
+            )
     if cli.run_dir is not None:
         if cli.previous is not None:
             cli.previous.copy_to(cli.run_dir)
@@ -220,7 +234,7 @@ def predict(cli: LitCLI) -> None:
     probabilities = torch.empty(sum(map(len, parts)), own.shape[1])  # (N, num_classes)
     for number, part in enumerate(parts):
         probabilities[number :: len(parts)] = part
-    path = Path(cli.config.run_dir or ".").expanduser() / "predictions.csv"
+    path = Path(os.path.expanduser(cli.config.run_dir or "."), "predictions.csv")  # noqa: PTH111
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -20,8 +20,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from data_modules import DATA_SETS, ImageDataModule, data_class
 from data_modules.errors import DataError
 from data_modules.files import atomic_path
+from data_modules.images.dataset import ImageFiles
 from data_modules.sheets import drawable, font_for
-from lit_nn.errors import UsageError, brief
+from lit_nn.errors import UsageError, brief, other_classes
 from lit_nn.trained.predict import Model
 
 BINS = 15  # of confidence, in the calibration error and the reliability diagram
@@ -46,17 +47,17 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
         given = {"image_size": size, "channels": channels, "data_dir": data_dir}
         taken = inspect.signature(cls).parameters
         options |= {key: value for key, value in given.items() if key in taken and value is not None}
+        if issubclass(cls, ImageFiles) and "data_dir" not in options:
+            raise DataError("the model does not say where its images lie: give --data_dir FOLDER")
         data = cls(**options)
         if name == own:
             data.known_parts = {part: torch.from_numpy(known.copy()) for part, known in model.parts.items()}
-        has, wanted = (data.class_names, tuple(data.image_shape)), (model.class_names, model.image_shape)
-    except DataError as error:
-        hint = "the model does not say where its images lie: give --data_dir FOLDER\n"
-        raise DataError(f"{'' if 'data_dir' in options else hint}{error}") from error
+        shape, others = tuple(data.image_shape), other_classes(model.class_names, data.class_names)
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{brief(error)}; choose a data set with --data and --data_dir") from error
-    if has != wanted:
-        raise UsageError(f"{cls.__name__} has the classes and the shape {has}, the model {wanted}")
+    if others or shape != model.image_shape:
+        what = others or f"images {shape}, the model takes {model.image_shape}"
+        raise UsageError(f"{cls.__name__} has {what}; choose other data with --data and --data_dir")
     return data
 
 
