@@ -70,7 +70,7 @@ def find_images(word: str) -> list[tuple[str, str]]:
     if is_folder := os.path.isdir(word):
         found = list(image_paths(word, closed.append, passed_over.append))
         if passed_over:
-            print(f"{printable(word)}: {len(passed_over):,} other files not looked at", file=sys.stderr)
+            print(f"{printable(word)}: files of other kinds, not looked at: {len(passed_over):,}", file=sys.stderr)
     else:
         found = [word] if os.path.lexists(word) else sorted(filter(os.path.isfile, glob.glob(word, recursive=True)))
     files = [(path, "") for path in found] + [(error.filename, str(error.strerror)) for error in closed]
