@@ -79,7 +79,7 @@ MISTAKES = {
     "--strategy ddp --devices 2 --sync_batchnorm": ["--sync_batchnorm", "GPU", "leave it out"],
     "--fast_dev_run --resume last": ["--resume"],
     "--resume nowhere": ["nowhere"],
-    "--init_from nowhere.ckpt": ["nowhere.ckpt: no such file"],
+    "--weights nowhere.ckpt": ["nowhere.ckpt: no such file"],
 }
 
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_that_keeps_no_parts_keeps_its_seed(tmp_path: Path, capsys:
 def test_images_that_weights_were_trained_on_are_not_tested_in_silence(tmp_path: Path, capsys: Said) -> None:
     words = [*FEW, "--data", "image_folder", "--data_dir", images_in(tmp_path / "images", "a", "b")]
     assert train([*words, "--run_dir", str(tmp_path / "one")]) == 0
-    start = ["--init_from", str(tmp_path / "one" / "checkpoints" / "best.ckpt")]
+    start = ["--weights", str(tmp_path / "one" / "checkpoints" / "best.ckpt")]
     assert train([*words, *start, "--run_dir", str(tmp_path / "same")]) == 0
     assert "was trained on" not in capsys.readouterr().out
     assert train([*words, *start, "--seed", "7", "--run_dir", str(tmp_path / "other")]) == 0
@@ -157,7 +157,7 @@ def test_a_mistyped_flag_is_refused_before_torch_is_imported(command: Command) -
 
 
 def test_what_would_be_ignored_is_refused(best: str, capsys: Said) -> None:
-    for words in ("--compile", "--ema 0.9", "--early_stopping 3", "--init_from x.ckpt", "--save_every_steps 5"):
+    for words in ("--compile", "--ema 0.9", "--early_stopping 3", "--weights x.ckpt", "--save_every_steps 5"):
         for stage in ("validate", "test", "predict"):
             assert lightning_cli([stage, "--ckpt_path", best, *words.split()]) == 2
             assert words.split()[0] in last_line(capsys)
@@ -297,7 +297,7 @@ def test_a_tilde_is_ones_home_however_it_is_written(tmp_path: Path, monkeypatch:
     data = ["--data=image_folder", "--data_dir=~/images"]
     for words in (
         ["fit", *FEW, "--config=~/mine.yaml"],
-        ["fit", *FEW, "--run_dir=~/by_word", *data, f"--init_from={best}"],
+        ["fit", *FEW, "--run_dir=~/by_word", *data, f"--weights={best}"],
         ["fit", "--resume=~/by_word", "--max_epochs", "2"],
         ["fit", "--resume", best, "--run_dir", "~/other", "--max_epochs", "2"],
         ["test", f"--ckpt_path={best}"],
