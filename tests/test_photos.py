@@ -266,7 +266,7 @@ def test_gray_images_for_weights_trained_with_colours() -> None:
         "net": "torchvision/resnet18",
         "net_args": {"image_size": [32, 32], "mean": [0.5, 0.4, 0.3], "std": [0.2] * 3},
     }
-    gray, colour = (LitClassifier(**{**DATA, "image_shape": (channels, 32, 32)}, **net).eval() for channels in (1, 3))
+    gray, colour = (LitClassifier(**{**DATA, **net, "image_shape": (channels, 32, 32)}).eval() for channels in (1, 3))
     colour.load_state_dict(gray.state_dict())
     images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
