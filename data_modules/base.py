@@ -214,4 +214,5 @@ class ImageDataModule(L.LightningDataModule):
         epoch = self._train_loader.epoch
         generator = seeded_generator(self.seed, epoch, self._train_loader.batches_done, 0)
         draws = Draws(generator, self.trainer.global_rank, self.trainer.world_size)
-        return self.augment(*batch, len(self.class_names), draws, epoch)
+        size = getattr(self.trainer.lightning_module, "net_size", None)
+        return self.augment(*batch, len(self.class_names), draws, epoch, size=size)
