@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -291,6 +293,21 @@ def test_fine_detail_does_not_turn_into_noise() -> None:
     for spec in ("crop:scale=0.9..1", "crop:scale=0.9..1,rotate"):
         small = run(spec, images, torch.zeros(16, dtype=torch.long), size=(64, 64))[0]
         assert_close(small, torch.full_like(small, 127), 12)
+
+
+@pytest.mark.parametrize("change", [*photographs.FILTERS, photographs.recolour, photographs.erase, photographs.oblique])
+def test_all_at_once_is_one_by_one(change: Callable[..., Tensor]) -> None:
+    """Other devices than the CPU get the whole batch."""
+    images, numbers = smooth(20, 3, 24, 30), torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    images[0] = 3  # of one level
+    what: dict[Any, tuple[Any, ...]] = {
+        photographs.recolour: (2 * numbers[:, :3],),
+        photographs.erase: ((20 * numbers[:, :4]).long(),),
+        photographs.oblique: (numbers.view(20, 2, 3), (10, 12)),
+    }
+    values, *size = what.get(change, (2 * numbers[:, 0] - 1,))
+    each = [change(images[row : row + 1], values[row : row + 1], *size) for row in range(20)]
+    assert_close(change(images, values, *size), torch.cat(each), 1)
 
 
 def test_all_devices_resize_alike() -> None:
