@@ -55,7 +55,7 @@ def covered(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def cut(images: Tensor, maps: Tensor, parts: Tensor, size: Size) -> Tensor:
-    """Resize the part of one image, and mirror it, (1, C, *size): what nothing is as fast as on the CPU."""
+    """Resize a part of one image, and mirror it, (1, C, *size): the fastest way on the CPU."""
     (left, top, width, height), mirrored = parts[0].tolist(), [3 - axis for axis in (0, 1) if maps[0, axis, axis] < 0]
     part = images[:, :, top : top + height, left : left + width]
     return F.interpolate(part, size, mode="bilinear", antialias=True).flip(mirrored)
