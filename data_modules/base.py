@@ -226,4 +226,5 @@ class ImageDataModule(L.LightningDataModule):
             features, labels = batch  # (B, V, D)
             view = draws.randint(features.shape[1], len(features)).to(features.device)
             return features[torch.arange(len(features), device=features.device), view], labels
-        return self.augment(*batch, len(self.class_names), draws, epoch)
+        size = getattr(self.trainer.lightning_module, "net_size", None)
+        return self.augment(*batch, len(self.class_names), draws, epoch, size=size)
