@@ -12,10 +12,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_nn.checkpoint import CHECKPOINT_FORMAT, read_checkpoint, save_checkpoint, versions
 from lit_nn.classifier import LitClassifier
+from lit_nn.optim import ProgressLR
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -132,11 +133,11 @@ def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_befor
         for weight in group["params"]:
             if "step" in (state := optimizer.state[weight]):
                 state["step"] = state["step"].to(weight.device if on_device else "cpu")
-    if isinstance(schedule, LambdaLR):
+    if isinstance(schedule, ProgressLR):
         schedule.base_lrs = new_schedule.base_lrs
         schedule.last_epoch = round(schedule.last_epoch * ratio)
-        for group, base_lr, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group["lr"] = base_lr * factor(schedule.last_epoch)
+        for group, lr in zip(groups, schedule.get_lr(), strict=True):
+            group["lr"] = lr
     elif isinstance(schedule, ReduceLROnPlateau):
         for name in ("factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lrs", "eps"):
             setattr(schedule, name, getattr(new_schedule, name))
