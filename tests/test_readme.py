@@ -7,12 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from snippets import snippets
 
 from data_modules.fashion_mnist import DEBIAN_FOLDER, FashionMNIST
+from lit_nn.nets import build_net
 
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("index", "configuration", "export", "how_it_works"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{n}.md" for n in ("index", "configuration", "export", "how_it_works", "photos")),
+]
 EVERYDAY = sorted(
     {
         line.partition(" #")[0].strip()
@@ -39,6 +44,9 @@ def test_command(line: str, project: Path, run: Path, monkeypatch: pytest.Monkey
     elif script == "scripts/train.py" and words != ["--help"]:
         words += ["--max_epochs", "2"] if "--resume" in words else ["--fast_dev_run", "--batch_size", "8"]
         words += ["--accelerator", "cpu"]
+    if "configs/photos_" in line:  # whose weights cannot be downloaded here
+        torch.save(build_net("timm/tf_efficientnet_lite0", 3, 9, (32, 32)).state_dict(), project / "weights.pth")
+        words += ["--weights", "weights.pth"]
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "argv", [script, *words])
     with pytest.raises(SystemExit) as stop:  # the script itself, without a process of its own that imports torch again
