@@ -1,9 +1,10 @@
-"""What runs beside the Trainer: best.ckpt and last.ckpt, the average of weights, metrics.csv, TensorBoard's figures."""
+"""What runs beside the Trainer: best.ckpt and last.ckpt, the average of weights, metrics.csv, the progress bar."""
 
 import csv
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -13,10 +14,9 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -26,9 +26,9 @@ from lit_nn.checkpoint import copy_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
 
-SIGNALS = tuple(
+SIGNALS = tuple(  # asked to end, Ctrl-C, SLURM's warning
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)  # asked to end, Ctrl-C, SLURM's warning
+)
 ASK_EVERY = 8  # steps between two questions of several processes to one another whether one of them wants to save
 
 
@@ -74,7 +74,6 @@ class Checkpoints(Checkpoint):
         return time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far, its epoch, and the seconds of training."""
         return {"best_score": self.best_score, "best_epoch": self.best_epoch, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -89,12 +88,11 @@ class Checkpoints(Checkpoint):
             self._started = time.monotonic()
             self.folder = trainer.strategy.broadcast(self.folder)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Watch for signals from now on, and remove what a process that was killed while saving has left."""
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
-            for signum in SIGNALS:
-                self._old_handlers[signum] = signal.signal(signum, self._on_signal)
+            self._old_handlers = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
         if trainer.is_global_zero:
             for leftover in self.folder.glob("*.part.ckpt"):
                 leftover.unlink()
@@ -102,8 +100,7 @@ class Checkpoints(Checkpoint):
     def teardown(self, *_: Any, **__: Any) -> None:
         """Give the signals back."""
         while self._old_handlers:
-            signum, handler = self._old_handlers.popitem()
-            signal.signal(signum, handler)
+            signal.signal(*self._old_handlers.popitem())
 
     on_exception = teardown  # Lightning tears nothing down after an error
 
@@ -140,28 +137,24 @@ class Checkpoints(Checkpoint):
         if not ends and not validates:
             self._stop_if_asked_to(trainer)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Save what the epoch before has come to."""
         self._ends_inside = False  # what had asked it to end was overruled, by min_epochs for instance
         if trainer.global_step > 0:
-            self._save_epoch(trainer)
+            self.on_train_end(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save what the training has come to."""
-        self._save_epoch(trainer)
-
-    def _save_epoch(self, trainer: L.Trainer) -> None:
-        score = trainer.callback_metrics.get("val_acc")
-        is_best = score is not None and (self.best_score is None or score.item() > self.best_score)
-        if is_best and score is not None:
+        score, best = trainer.callback_metrics.get("val_acc"), self.folder / "best.ckpt"
+        if is_best := score is not None and (self.best_score is None or score.item() > self.best_score):
             self.best_score, self.best_epoch = score.item(), trainer.current_epoch - 1
-            self._save(trainer, self.folder / "best.ckpt")
+            self._save(trainer, best)
         if self._ends_inside:
             pass  # last.ckpt is there, from inside the epoch, which is not over
         elif not is_best:
             self._save(trainer, self.last)
         elif trainer.is_global_zero:
-            copy_checkpoint(self.folder / "best.ckpt", self.last)  # to save it once more would take much longer
+            copy_checkpoint(best, self.last)  # to save it once more would take much longer
         self._stop_if_asked_to(trainer)
 
     def _save(self, trainer: L.Trainer, path: Path) -> None:
@@ -200,26 +193,23 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         super().__init__()
-        self._move = get_ema_multi_avg_fn(decay)
+        self._decay = decay
         self._raw: list[Tensor] = []  # weights and buffers, while the average is validated in their place
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Move the average, all tensors at once."""
         if trainer.global_step == self._latest_update_step:  # gradients are being accumulated
             return
         assert self._average_model is not None
         averages, weights = [], []
         for average, weight in zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True):
-            if self._latest_update_step == 0 or not average.is_floating_point():  # batches are counted, not averaged
-                average.copy_(weight)
-            else:
+            if average.is_floating_point():
                 averages.append(average)
                 weights.append(weight.to(average.dtype))  # not the same where the weights are not float32
-        if averages:
-            self._move(averages, weights, None)
+            else:
+                average.copy_(weight)  # batches are counted, not averaged
+        get_ema_multi_avg_fn(self._decay if self._latest_update_step else 0.0)(averages, weights, None)
         self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
@@ -231,17 +221,12 @@ class EMA(WeightAveraging):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put them back."""
-        if self._average_model is not None:
+        if self._raw:
             _copy(self._raw, pl_module)
             self._raw = []
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Leave the raw weights where they are: last.ckpt is yet to be saved, and best.ckpt has the average."""
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take up the raw weights, but only to train: a test is of the average."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -251,7 +236,6 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _copy(tensors: Iterable[Tensor], module: nn.Module) -> None:
-    """Give a module other weights and buffers."""
     for target, tensor in zip(_tensors(module), tensors, strict=True):
         target.copy_(tensor)
 
@@ -260,10 +244,8 @@ class MetricsCSV(Callback):
     """Writes metrics.csv: one row per epoch with every metric of training and validation.
 
     An epoch without validation has none in its row. A run that is continued keeps the rows of the epochs that were
-    complete.
-
-    Args:
-        path: Where the table goes.
+    complete. A row is added when the next epoch begins or the training ends: only then its training metrics are known
+    and its schedule has moved.
     """
 
     COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_loss", "val_acc")  # and what else is logged
@@ -273,29 +255,24 @@ class MetricsCSV(Callback):
         self.validated: int | None = None  # the latest epoch that had a validation
 
     def state_dict(self) -> dict[str, Any]:
-        """The latest epoch that had a validation."""
         return {"validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
         self.validated = state_dict["validated"]
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the epoch."""
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:
             self.validated = trainer.current_epoch
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add the row of the epoch before: only now its training metrics are known and its schedule has moved."""
-        self._add_row(trainer, trainer.current_epoch - 1)
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._add_row(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add the row of the last epoch."""
-        self._add_row(trainer, trainer.current_epoch - 1)
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._add_row(trainer)
 
     @rank_zero_only
-    def _add_row(self, trainer: L.Trainer, epoch: int) -> None:
-        metrics = trainer.callback_metrics
+    def _add_row(self, trainer: L.Trainer) -> None:
+        metrics, epoch = trainer.callback_metrics, trainer.current_epoch - 1
         if epoch < 0 or "train_loss" not in metrics:
             return
         rows: list[dict[str, str]] = []
@@ -342,3 +319,39 @@ class TensorBoardFigures(Callback):
                 print(f"TensorBoard gets no graph of this network: {error}")
             finally:
                 net.train()
+
+
+class ProgressBar(TQDMProgressBar):
+    """Progress with the metrics of the latest batches; where there is no terminal, a line an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)
+        self._recent: dict[str, float] = {}
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self._print_epoch(trainer)  # the one before
+        super().on_train_epoch_start(trainer, *args)
+
+    def on_train_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._print_epoch(trainer)
+        super().on_train_end(trainer, *args)
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave the bar's line, so that the message that follows has one of its own."""
+        if self.is_enabled:
+            print(flush=True)
+
+    def _print_epoch(self, trainer: L.Trainer) -> None:
+        metrics = trainer.callback_metrics
+        if self.is_disabled and trainer.is_global_zero and "train_loss" in metrics:
+            known = [f"{n} {metrics[n]:.4f}" for n in ("train_loss", "val_loss", "val_acc") if n in metrics]
+            print(f"epoch {trainer.current_epoch} of {trainer.max_epochs}: {', '.join(known)}", flush=True)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Loss and accuracy of the latest training batches, the latest validation's, and what a user logs for it."""
+        assert isinstance(pl_module, LitClassifier)
+        self._recent = pl_module.train_metrics.recent() or self._recent  # just after they were flushed there are none
+        latest = {name: value for name, value in trainer.callback_metrics.items() if name in ("val_loss", "val_acc")}
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        return {**shown, **{name: f"{value:.3f}" for name, value in {**self._recent, **latest}.items()}}

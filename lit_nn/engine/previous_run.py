@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_nn.checkpoint import check_tensors, read_checkpoint
+from data_modules.base import ImageDataModule
+from lit_nn.checkpoint import build_model, check_tensors, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine.configuration import flat, known_options, plain_settings, read_yaml
 from lit_nn.engine.option_checks import refuse
@@ -30,13 +31,13 @@ class PreviousRun:
     """A run that was stopped, killed, or is to be made longer.
 
     Args:
-        given: A checkpoint, a run folder, or "last" or "best" of ``run_dir``, or else of the latest run.
-        run_dir: The option ``--run_dir``.
+        given: A checkpoint, a run folder, or "last" or "best" of ``--run_dir``, or else of the latest run.
+        run_dirs: Every ``--run_dir`` that was typed.
         trusted: Whether there is a ``--config``, from which the classes come that a checkpoint may not choose.
     """
 
-    def __init__(self, given: str, run_dir: str | None, trusted: bool) -> None:
-        self.path, self.folder = _find(given, run_dir)  # path: None if it has saved none yet; folder: None if in no run
+    def __init__(self, given: str, run_dirs: list[str], trusted: bool) -> None:
+        self.path, self.folder = _find(given, run_dirs)  # path: None if it has saved none; folder: None if in no run
         self.checkpoint: dict[str, Any] = {}
         if self.path is not None:
             self.checkpoint = read_checkpoint(self.path)
@@ -49,31 +50,31 @@ class PreviousRun:
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""
         before, now = self.checkpoint["hyper_parameters"], classifier.hparams
-        anew = "start a new run, with --init_from to take over what fits"
         others = other_classes(before["class_names"], now["class_names"])
         misfit = check_tensors(classifier, self.checkpoint["state_dict"])
-        optimizer, schedules = now["optimizer"], {before.get("schedule"), now["schedule"]}
         args_before, args_now = before.get("optimizer_args") or {}, now["optimizer_args"] or {}
-        more = [name for name in MORE_STATE.get(optimizer, ()) if args_now.get(name) and not args_before.get(name)]
+        remembers = MORE_STATE.get(now["optimizer"], ())
+        more = [name for name in remembers if args_now.get(name) and not args_before.get(name)]
         # FSDP numbers the parameters of an optimizer in the order of the layers, the others in that of its groups.
         trained = [number for number, parameter in enumerate(classifier.parameters()) if parameter.requires_grad]
         in_groups = sorted(trained, key=lambda number: not classifier.decayed[number])
         saved = [n for group in self.checkpoint["optimizer_states"][0]["param_groups"] for n in group["params"]]
-        refuse(
-            {
-                f"{self.path}: the data has {others}; {anew}": others,
-                f"{self.path} is of net {before.get('net')}, which cannot become {now['net']} as it is asked for "
-                f"({misfit}); {anew}": misfit or before.get("net") != now["net"],
-                f"--optimizer {optimizer} cannot use the state of {before.get('optimizer')} that the checkpoint holds; "
-                f"leave out --optimizer, or {anew}": before.get("optimizer") != optimizer,
-                f"--schedule {now['schedule']} cannot use the state of {before.get('schedule')} that the checkpoint "
-                f"holds; leave out --schedule, or {anew}": len(schedules) > 1 and "plateau" in schedules,
-                f"--model.optimizer_args.{more} needs a state that the checkpoint does not hold; leave it out, or "
-                f"{anew}": more,
-                "--strategy fsdp cannot use the optimizer's state in the checkpoint of another strategy; go on with "
-                f"that one, or {anew}": isinstance(trainer.strategy, FSDPStrategy) and saved != in_groups,
-            }
-        )
+        cases = {
+            f"the data has {others}": others,
+            f"net {before.get('net')} cannot become {now['net']} as it is asked for ({misfit})": misfit
+            or before.get("net") != now["net"],
+            f"--model.optimizer_args.{more} needs a state that the checkpoint does not hold; leave it out": more,
+            "--strategy fsdp cannot use the optimizer's state of another strategy; go on with that one": isinstance(
+                trainer.strategy, FSDPStrategy
+            )
+            and saved != in_groups,
+        }
+        for name in ("optimizer", "schedule"):
+            old, new = before.get(name), now[name]
+            text = f"--{name} {new} cannot use the state of {old} that the checkpoint holds; leave out --{name}"
+            cases[text] = old != new and (name == "optimizer" or "plateau" in (old, new))
+        anew = "or start a new run, with --init_from to take over what fits"
+        refuse({f"{self.path}: {text}, {anew}": holds for text, holds in cases.items()})
 
     def is_complete(self, trainer: L.Trainer) -> str:
         """What has ended it and what is to be raised to go on; "" if it goes on."""
@@ -110,12 +111,12 @@ class PreviousRun:
                 shutil.copyfile(self.folder / name, folder / name)
 
 
-def _find(given: str, run_dir: str | None) -> tuple[Path | None, Path | None]:
+def _find(given: str, run_dirs: list[str]) -> tuple[Path | None, Path | None]:
     """Checkpoint and folder; see `PreviousRun`."""
     if given not in ("last", "best"):
         folder = Path(given)
-    elif run_dir is not None:
-        folder = Path(run_dir)
+    elif run_dirs:
+        folder = Path(run_dirs[-1])
     elif runs := [*Path("runs").glob("*/config.yaml"), *Path("runs").glob("*/*/config.yaml")]:
         folder = max(runs, key=lambda config: config.stat().st_mtime).parent
     else:
@@ -127,3 +128,19 @@ def _find(given: str, run_dir: str | None) -> tuple[Path | None, Path | None]:
         return best, folder
     started = (folder / "config.yaml").exists() and not last.exists()
     return None if started else last, folder
+
+
+def rebuild(checkpoint: dict[str, Any], data: ImageDataModule) -> LitClassifier:
+    """The classifier of a checkpoint, to be validated or tested on a data set with the same classes."""
+    arguments, tensors = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    shape, trained_on = tuple(data.image_shape), tuple(arguments["image_shape"])
+    others = other_classes(arguments["class_names"], data.class_names)
+    if others or shape != trained_on:
+        what = others or f"images {shape}, the checkpoint is for {trained_on}"
+        raise UsageError(
+            f"{type(data).__name__} has {what}; choose other data with --data, --data_dir, --data.image_size"
+        )
+    build_model(arguments, tensors)  # says what does not fit, before any memory is taken
+    classifier = LitClassifier(**arguments)
+    classifier.load_state_dict(tensors)
+    return classifier
