@@ -11,7 +11,6 @@ PRIVATE = {  # where a private name of Lightning is found (tests/test_private_na
     "trainer.fit_loop._restarting": "or a plateau schedule would miss the end of the epoch that is continued",
     "trainer._val_check_time_interval": "whether a validation may come after any step",
     "trainer._logger_connector": "what the lean loop tells of the beginning and the end of a step",
-    "trainer._logger_connector._first_loop_iter": "whether a step is the first of its epoch, which it says to results",
     "trainer._logger_connector._current_fx": "the hook that is logging; None afterwards, if nothing was logged",
     "module._current_fx_name": "the hook that self.log asks for",
     "trainer._signal_connector": "Lightning's own signal handlers, which would end a test in silence",

@@ -162,7 +162,10 @@ class LitCLI(LightningCLI):
         settings = self.config.clone()
         for name in ("config", "run_dir", "ckpt_path"):
             settings.pop(name, None)
-        return json.loads(self.parser.dump(settings, format="json", skip_unset=False))
+        plain = json.loads(self.parser.dump(settings, format="json", skip_unset=False))
+        texts = {name: text for name, text in vars(settings.data.init_args).items() if isinstance(text, str)}
+        plain["data"]["init_args"] |= texts  # the dump, too, takes a folder 1e3 for a number
+        return plain
 
     # --- build --------------------------------------------------------------------------------------------------------
 

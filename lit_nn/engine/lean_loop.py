@@ -22,17 +22,9 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 NOT_CALLED = (  # by the plain step below: where somebody defines one of them, Lightning's own step is taken
-    "on_before_batch_transfer",
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "optimizer_step",
-    "optimizer_zero_grad",
-    "backward",
-    "configure_gradient_clipping",
-    "lr_scheduler_step",
+    *("on_before_batch_transfer", "on_train_batch_start", "on_before_zero_grad", "on_before_backward"),
+    *("on_after_backward", "on_before_optimizer_step", "optimizer_step", "optimizer_zero_grad", "backward"),
+    *("configure_gradient_clipping", "lr_scheduler_step"),
 )
 
 
@@ -50,7 +42,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Find out, once in an epoch, whether its steps are plain ones, and who wants to hear when one has ended."""
+        """Find out, once in an epoch, whether its steps are plain, and whether anything may follow one inside of it."""
         super().on_run_start(data_fetcher)
         trainer = self.trainer
         callbacks = cast(list[Callback], trainer.callbacks)
@@ -70,14 +62,16 @@ class LeanEpochLoop(_TrainingEpochLoop):
         precision = trainer.precision_plugin
         self._context = nullcontext if type(precision) is Precision else precision.train_step_context
         self._listeners = [callback for callback in callbacks if _defines(callback, "on_train_batch_end", Callback)]
-        validates_inside = (
-            trainer._val_check_time_interval is not None
+        schedules = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
+        self._schedules = [config for config in schedules if not config.reduce_on_plateau]
+        eventful = (
+            not self._plain
+            or trainer._val_check_time_interval is not None
             or trainer.check_val_every_n_epoch is None
             or (trainer.val_check_batch or 0) < trainer.num_training_batches
+            or self._schedules != schedules
         )
-        plateau_by_step = any(c.reduce_on_plateau and c.interval == "step" for c in trainer.lr_scheduler_configs)
-        inside_is_plain = self._plain and not validates_inside and not plateau_by_step
-        self._uneventful_steps = trainer.num_training_batches - 1 if inside_is_plain else 0
+        self._uneventful_steps = 0 if eventful else trainer.num_training_batches - 1
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Take one step."""
@@ -94,10 +88,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
         batch = data.on_after_batch_transfer(batch, 0)
         progress.increment_ready()
-        # As connector.on_batch_start does, which first asks the Trainer whose results these are.
-        connector._first_loop_iter = connector._first_loop_iter is None
-        results = self._results
-        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        connector.on_batch_start(batch)
         connector._current_fx = None  # self.log sets it
         progress.increment_started()
 
@@ -117,7 +108,10 @@ class LeanEpochLoop(_TrainingEpochLoop):
         optimizer.step()
         optimizer_progress.step.increment_completed()
         progress.increment_processed()
-        self._step_schedules()
+        for config in self._schedules:
+            self.scheduler_progress.increment_ready()
+            config.scheduler.step()
+            self.scheduler_progress.increment_completed()
 
         outputs = {**step, "loss": loss.detach()} if isinstance(step, dict) else {"loss": loss.detach()}
         attributes["_current_fx_name"] = "on_train_batch_end"
@@ -128,7 +122,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         if connector._current_fx is not None:  # something was logged in this step
             connector.on_batch_end()
         else:
-            results.batch = None  # or it would lie on the device beside the next one
+            self._results.batch = None  # or it would lie on the device beside the next one
         if connector.should_update_logs:
             connector.update_train_step_metrics()
         progress.increment_completed()
@@ -136,26 +130,17 @@ class LeanEpochLoop(_TrainingEpochLoop):
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         """Do what may follow a step: nothing, if it was a plain one inside an epoch that is validated at its end."""
         trainer, progress = self.trainer, self.batch_progress
-        uneventful = (
-            progress.current.ready <= self._uneventful_steps
-            and not progress.is_last_batch
-            and not trainer.should_stop
-            and not trainer.received_sigterm
-            and not self.restarting
-            and not self._skip_next_val
-        )
-        if uneventful:
-            self._batches_that_stepped += 1
-        else:
+        if (
+            progress.current.ready > self._uneventful_steps
+            or progress.is_last_batch
+            or trainer.should_stop
+            or trainer.received_sigterm
+            or self.restarting
+            or self._skip_next_val
+        ):
             super().on_advance_end(data_fetcher)
-
-    def _step_schedules(self) -> None:
-        """Move the schedules that go by steps, as `update_lr_schedulers` does."""
-        for config in self.trainer.lr_scheduler_configs:
-            if config.interval == "step" and not config.reduce_on_plateau:
-                self.scheduler_progress.increment_ready()
-                config.scheduler.step()
-                self.scheduler_progress.increment_completed()
+        else:
+            self._batches_that_stepped += 1
 
 
 def _defines(owner: object, hook: str, base: type) -> bool:

@@ -43,11 +43,7 @@ LARGEST_TRIED = 256 * 256  # pixels of an image; what does not fit together show
 
 
 def build_net(
-    name: str,
-    in_channels: int,
-    num_classes: int,
-    image_size: tuple[int, int],
-    net_args: dict[str, Any] | None = None,
+    name: str, in_channels: int, num_classes: int, image_size: tuple[int, int], net_args: dict[str, Any] | None = None
 ) -> nn.Module:
     """Build a network by name, with ordinary parameters only: lazy ones are given their shapes.
 
