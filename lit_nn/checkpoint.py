@@ -58,9 +58,6 @@ def _complete_or_not_at_all(target: Path) -> Iterator[IO[bytes]]:
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint file as plain values, onto the CPU.
 
-    Args:
-        path: A ``.ckpt`` file.
-
     Returns:
         What the Trainer stored: among others "state_dict", "hyper_parameters", "epoch" and "global_step".
 
@@ -85,16 +82,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
     except Exception as error:  # damaged and hostile files provoke errors of all kinds
         raise CheckpointError(f"{path}: damaged, cut off, or not a checkpoint at all ({brief(error)})") from error
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(name), dict) for name in ("state_dict", "hyper_parameters")
-    ):
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(found.get(name), dict) for name in ("state_dict", "hyper_parameters")):
         raise CheckpointError(f"{path}: not a checkpoint of a LitClassifier")
-    saved_as = checkpoint.get("format", CHECKPOINT_FORMAT)
+    saved_as = found.get("format", CHECKPOINT_FORMAT)
     if not isinstance(saved_as, int) or saved_as > CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: saved in format {saved_as}, this version of lit-nn reads up to {CHECKPOINT_FORMAT}; update it"
         )
-    return checkpoint
+    return found
 
 
 def best_of_run(path: str | os.PathLike[str]) -> str:
@@ -139,8 +135,8 @@ def build_model(
 ) -> ImageClassifier:
     """Build the model that hyper-parameters describe around the given tensors; `ModelError` if they do not fit.
 
-    It is built without memory and takes the tensors as they are, so that no size that a file names costs anything
-    before it has been compared with a tensor that is there. Arguments of the training are passed over.
+    It is built without memory and takes the tensors as they are: no size that a file claims costs anything before it
+    has been compared with a tensor that is there. Arguments of the training are passed over.
     """
     taken = {name: hyper_parameters[name] for name in signature(ImageClassifier).parameters if name in hyper_parameters}
     try:
@@ -148,17 +144,12 @@ def build_model(
             raise ModelError("it asks for weights from elsewhere; a checkpoint has its own")
         if not all(isinstance(name, str) for name in taken["class_names"]):
             raise ModelError("class_names is not a list of names")
-        if net is not None:
-            model = ImageClassifier(**{**taken, "net": net})
-        else:
-            with _WithoutMemory():
-                model = ImageClassifier(**taken)
+        with _WithoutMemory() if net is None else contextlib.nullcontext():
+            model = ImageClassifier(**{**taken, **({} if net is None else {"net": net})})
         if misfit := check_tensors(model, state_dict):
             raise ModelError(misfit)
-        expected = model.state_dict()
-        model.load_state_dict(
-            {name: tensor.to(expected[name].dtype) for name, tensor in state_dict.items()}, assign=net is None
-        )
+        tensors = {name: state_dict[name].to(expected.dtype) for name, expected in model.state_dict().items()}
+        model.load_state_dict(tensors, assign=net is None)
         if left := [name for name, tensor in model.named_buffers() if tensor.is_meta]:
             raise ModelError(f"{', '.join(left)} cannot be had from the file")
         model.arrange_memory()
@@ -207,9 +198,9 @@ def data_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def init_from(net: nn.Module, checkpoint: str | os.PathLike[str]) -> str:
     """Copy a checkpoint's parameters and buffers into a network wherever name and shape are the same.
 
-    Transfer learning as in the PyTorch recipe "Warmstarting model using parameters from a different model": there
-    ``strict=False`` skips what is missing in silence and fails on another shape; here both are skipped and said, a
-    line for each tensor. `CheckpointError` if not one fits.
+    As in the PyTorch recipe "Warmstarting model using parameters from a different model", where ``strict=False`` skips
+    what is missing in silence and fails on another shape; here both are skipped and said, a line for each tensor.
+    `CheckpointError` if not one fits.
     """
     saved, own = read_checkpoint(checkpoint)["state_dict"], net.state_dict()
     offered = {name.removeprefix(PREFIX): tensor for name, tensor in saved.items() if name.startswith(PREFIX)}
@@ -219,10 +210,10 @@ def init_from(net: nn.Module, checkpoint: str | os.PathLike[str]) -> str:
         if here == there:
             taken[name] = offered[name]
             lines.append(f"  taken      {name} {here}")
-        elif here is None or there is None:
-            lines.append(f"  not taken  {name}: not in {'this network' if here is None else 'the checkpoint'}")
         else:
-            lines.append(f"  not taken  {name}: {there} in the checkpoint, {here} in this network")
+            lacks = "this network" if here is None else "the checkpoint" if there is None else ""
+            why = f"not in {lacks}" if lacks else f"{there} in the checkpoint, {here} in this network"
+            lines.append(f"  not taken  {name}: {why}")
     if not taken:
         raise CheckpointError(f"{checkpoint}: not one of its {len(offered)} tensors has the name and shape of one here")
     net.load_state_dict(taken, strict=False)

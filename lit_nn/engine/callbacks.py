@@ -26,9 +26,8 @@ from lit_nn.checkpoint import copy_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
 
-SIGNALS = tuple(  # asked to end, Ctrl-C, SLURM's warning
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # asked to end, Ctrl-C, SLURM's warning
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 ASK_EVERY = 8  # steps between two questions of several processes to one another whether one of them wants to save
 
 
@@ -45,12 +44,7 @@ class Checkpoints(Checkpoint):
 
     Only between two epochs or between two optimizer steps, when nothing of the step or epoch before is still to come.
     Lightning's ModelCheckpoint saves while an epoch ends, before its schedule and its training metrics are done with
-    it; a run continued from there is no longer the same run.
-
-    Both after every epoch, which goes by its latest validation (with ``--trainer.val_check_interval`` that may be some
-    steps old); last.ckpt also inside one: every so many steps or minutes, where ``max_steps`` or ``max_time`` ends the
-    run, and when a signal asks the process to end. A second signal ends it at once. Several processes heed a signal,
-    or the minutes, within eight steps.
+    it; a run continued from there is no longer the same run. docs/checkpoints.md says when what is saved.
     """
 
     def __init__(self, folder: Path, every_steps: int | None = None, every_minutes: float | None = None) -> None:
@@ -65,7 +59,6 @@ class Checkpoints(Checkpoint):
 
     @property
     def last(self) -> Path:
-        """Path of last.ckpt."""
         return self.folder / "last.ckpt"
 
     @property
@@ -89,7 +82,7 @@ class Checkpoints(Checkpoint):
             self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Watch for signals from now on, and remove what a process that was killed while saving has left."""
+        """Watch for signals, and remove what a process that was killed while saving has left."""
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
             self._old_handlers = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
@@ -121,10 +114,8 @@ class Checkpoints(Checkpoint):
         ends = trainer.global_step == trainer.max_steps or trainer.should_stop  # should_stop: max_time is over
         wanted = self._signum or int(steps_due or minutes_due)
         # Nearly always it is not time to: the questions below take longer, and those to other processes longer still.
-        if trainer.world_size == 1:
-            if not (wanted or ends):
-                return
-        elif not (steps_due or ends) and trainer.global_step % ASK_EVERY:
+        alone = trainer.world_size == 1
+        if not ends and not (wanted if alone else steps_due or trainer.global_step % ASK_EVERY == 0):
             return
         # Gradients are not in a checkpoint, and at the end of an epoch its own saving follows.
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -149,12 +140,10 @@ class Checkpoints(Checkpoint):
         if is_best := score is not None and (self.best_score is None or score.item() > self.best_score):
             self.best_score, self.best_epoch = score.item(), trainer.current_epoch - 1
             self._save(trainer, best)
-        if self._ends_inside:
-            pass  # last.ckpt is there, from inside the epoch, which is not over
-        elif not is_best:
-            self._save(trainer, self.last)
-        elif trainer.is_global_zero:
+        if is_best and not self._ends_inside and trainer.is_global_zero:
             copy_checkpoint(best, self.last)  # to save it once more would take much longer
+        elif not is_best and not self._ends_inside:  # else last.ckpt is there, from inside the epoch, which is not over
+            self._save(trainer, self.last)
         self._stop_if_asked_to(trainer)
 
     def _save(self, trainer: L.Trainer, path: Path) -> None:
@@ -167,10 +156,7 @@ class Checkpoints(Checkpoint):
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Keep Lightning from handling signals: a SIGTERM would end a test in silence, with exit status 0.
-
-    In a training `Checkpoints` handles them. Anywhere else nothing is to be saved, and they do what they always do.
-    """
+    """Keep Lightning from handling signals: a SIGTERM would end a test in silence, with exit status 0."""
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
@@ -186,9 +172,8 @@ def _largest(trainer: L.Trainer, number: int) -> int:
 class EMA(WeightAveraging):
     """Keeps an exponential moving average of the weights, which is validated, tested and saved as the model's weights.
 
-    It begins with the weights after the first step. A checkpoint holds the raw weights too, so that a run can be
-    continued. Lightning's EMAWeightAveraging waits for the GPU at every step, rounds where the weights are not float32,
-    and leaves the average in the place of the raw weights at the end.
+    It begins with the weights after the first step. Lightning's EMAWeightAveraging waits for the GPU at every step,
+    rounds where the weights are not float32, and leaves the average in the place of the raw weights at the end.
     """
 
     def __init__(self, decay: float) -> None:
@@ -241,11 +226,10 @@ def _copy(tensors: Iterable[Tensor], module: nn.Module) -> None:
 
 
 class MetricsCSV(Callback):
-    """Writes metrics.csv: one row per epoch with every metric of training and validation.
+    """Writes metrics.csv: one row per epoch with every metric of training and, if it had one, validation.
 
-    An epoch without validation has none in its row. A run that is continued keeps the rows of the epochs that were
-    complete. A row is added when the next epoch begins or the training ends: only then its training metrics are known
-    and its schedule has moved.
+    It is added when the next epoch begins or the training ends: only then the training metrics are known and the
+    schedule has moved. A run that is continued keeps the rows of the epochs that were complete.
     """
 
     COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_loss", "val_acc")  # and what else is logged
@@ -264,25 +248,19 @@ class MetricsCSV(Callback):
         if not trainer.sanity_checking:
             self.validated = trainer.current_epoch
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._add_row(trainer)
-
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._add_row(trainer)
+        self.on_train_epoch_start(trainer)
 
     @rank_zero_only
-    def _add_row(self, trainer: L.Trainer) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         metrics, epoch = trainer.callback_metrics, trainer.current_epoch - 1
         if epoch < 0 or "train_loss" not in metrics:
             return
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        rows = [row for row in csv.DictReader(lines) if int(row["epoch"]) < epoch]
         names = [name for name in metrics if name not in ("train_loss_step", "lr")]
         columns = dict.fromkeys([*self.COLUMNS, *names, *(name for row in rows for name in row)])
-        known = [name for name in names if epoch == self.validated or not name.startswith("val_")]
-        values = {name: metrics[name].item() for name in known}
+        values = {n: metrics[n].item() for n in names if epoch == self.validated or not n.startswith("val_")}
         values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row = {name: f"{value:.7g}" for name, value in values.items()}  # a float32 has no more digits
         row |= {"epoch": str(epoch), "step": str(trainer.global_step)}
@@ -297,7 +275,6 @@ class TensorBoardFigures(Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the sheet and the graph once, before the first step."""
         logger = trainer.logger
         if not isinstance(logger, TensorBoardLogger):
             return

@@ -42,15 +42,8 @@ class LitCLI(LightningCLI):
     """Data module, classifier and Trainer, built from flat flags, dotted flags and YAML files.
 
     Lightning's class parses and builds, in the order of the methods below. Then, inside of `run.running`, a method
-    of the Trainer is called.
-
-    Args:
-        stage: What it is for: fit, validate, test or predict.
-        argv: Words of the command line, without the stage.
-        tests: Whether the best checkpoint is tested after the training.
-
-    Raises:
-        UsageError: If what was typed, or what stands in a YAML file, cannot be done.
+    of the Trainer is called. ``stage`` is fit, validate, test or predict, ``argv`` the words that follow it; ``tests``
+    says whether the best checkpoint is tested after the training. UsageError says what cannot be done.
     """
 
     config: Any

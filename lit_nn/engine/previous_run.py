@@ -17,8 +17,8 @@ from lit_nn.engine.configuration import flat, known_options, plain_settings, rea
 from lit_nn.engine.option_checks import refuse
 from lit_nn.errors import UsageError, other_classes
 
+# Options of optimizers with which they remember more of every weight.
 MORE_STATE = {"adam": ("amsgrad",), "adamw": ("amsgrad",), "rmsprop": ("centered", "momentum")}
-"""Options of optimizers with which they remember more of every weight."""
 
 
 class NothingToDo(Exception):
@@ -30,10 +30,8 @@ class NothingToDo(Exception):
 class PreviousRun:
     """A run that was stopped, killed, or is to be made longer.
 
-    Args:
-        given: A checkpoint, a run folder, or "last" or "best" of ``--run_dir``, or else of the latest run.
-        run_dirs: Every ``--run_dir`` that was typed.
-        trusted: Whether there is a ``--config``, from which the classes come that a checkpoint may not choose.
+    ``given`` is a checkpoint, a run folder, or "last" or "best" of the last of ``run_dirs``, or else of the latest run.
+    It is ``trusted`` if there is a ``--config``, from which the classes come that a checkpoint may not choose.
     """
 
     def __init__(self, given: str, run_dirs: list[str], trusted: bool) -> None:
@@ -59,15 +57,13 @@ class PreviousRun:
         trained = [number for number, parameter in enumerate(classifier.parameters()) if parameter.requires_grad]
         in_groups = sorted(trained, key=lambda number: not classifier.decayed[number])
         saved = [n for group in self.checkpoint["optimizer_states"][0]["param_groups"] for n in group["params"]]
+        other_net = misfit or before.get("net") != now["net"]
+        other_strategy = isinstance(trainer.strategy, FSDPStrategy) and saved != in_groups
         cases = {
             f"the data has {others}": others,
-            f"net {before.get('net')} cannot become {now['net']} as it is asked for ({misfit})": misfit
-            or before.get("net") != now["net"],
+            f"net {before.get('net')} cannot become {now['net']} as it is asked for ({misfit})": other_net,
             f"--model.optimizer_args.{more} needs a state that the checkpoint does not hold; leave it out": more,
-            "--strategy fsdp cannot use the optimizer's state of another strategy; go on with that one": isinstance(
-                trainer.strategy, FSDPStrategy
-            )
-            and saved != in_groups,
+            "--strategy fsdp cannot use the optimizer's state of another strategy; keep that": other_strategy,
         }
         for name in ("optimizer", "schedule"):
             old, new = before.get(name), now[name]
@@ -95,20 +91,17 @@ class PreviousRun:
     def describe(self, options: dict[str, Any]) -> str:
         """Say where it goes on, and which options (by their dotted names) are not those of before."""
         epochs, steps = self.checkpoint["epoch"], self.checkpoint["global_step"]
-        lines = [f"Continuing {self.path} after {epochs} epochs, {steps} steps"]
-        for name, before in flat(self.checkpoint["settings"]):
-            if name in options and options[name] != before:
-                lines.append(f"  {name}: from the checkpoint {before} -> now {options[name]}")
-        return "\n".join(lines)
+        changed = [(name, old) for name, old in flat(self.checkpoint["settings"]) if options.get(name, old) != old]
+        lines = [f"  {name}: from the checkpoint {old} -> now {options[name]}" for name, old in changed]
+        return "\n".join([f"Continuing {self.path} after {epochs} epochs, {steps} steps", *lines])
 
     def copy_to(self, folder: Path) -> None:
         """Take along into another folder what the run goes on with: the rows and the best checkpoint so far."""
-        if self.path is None or self.folder is None or self.folder.resolve() == folder.resolve():
-            return
-        for name in ("metrics.csv", "checkpoints/best.ckpt"):
-            if (self.folder / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.folder / name, folder / name)
+        for name in ("metrics.csv", "checkpoints/best.ckpt") if self.path and self.folder else ():
+            source, target = Path(self.folder or "", name), folder / name
+            if source.exists() and source.resolve() != target.resolve():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
 
 
 def _find(given: str, run_dirs: list[str]) -> tuple[Path | None, Path | None]:
