@@ -15,6 +15,14 @@ class UsageError(ValueError):
     exit_status = 2
 
 
+class Ended(Exception):
+    """A command has come to an end before its last line; the message says why, ``exit_status`` whether it is good."""
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class ModelError(Exception):
     """A file is not a model of this project; the message says what is wrong with it."""
 

@@ -25,18 +25,11 @@ from data_modules.files import atomic_path
 from lit_nn.checkpoint import copy_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
+from lit_nn.errors import Ended
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # asked to end, Ctrl-C, SLURM's warning
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 ASK_EVERY = 8  # steps between two questions of several processes to one another whether one of them wants to save
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop, and it did, with everything saved."""
-
-    def __init__(self, signum: int, path: Path) -> None:
-        super().__init__(f"Stopped. {distributed.to_continue(path.parent.parent)}")
-        self.exit_status = 128 + signum
 
 
 class Checkpoints(Checkpoint):
@@ -152,21 +145,12 @@ class Checkpoints(Checkpoint):
 
     def _stop_if_asked_to(self, trainer: L.Trainer) -> None:
         if signum := _largest(trainer, self._signum):  # a signal may have reached only one process
-            raise Stopped(signum, self.last)
-
-
-def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Keep Lightning from handling signals: a SIGTERM would end a test in silence, with exit status 0."""
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+            raise Ended(f"Stopped. {distributed.to_continue(self.folder.parent)}", 128 + signum)
 
 
 def _largest(trainer: L.Trainer, number: int) -> int:
     """The largest number that any process has come with; the same answer on all of them."""
-    if trainer.world_size == 1:
-        return number
-    numbers = torch.tensor(number, device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
-    return int(numbers)
+    return int(trainer.strategy.reduce(torch.tensor(number, device=trainer.strategy.root_device), reduce_op="max"))
 
 
 class EMA(WeightAveraging):

@@ -3,37 +3,27 @@
 import argparse
 import functools
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_warn
-from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from data_modules import DATA_SETS, data_class
 from data_modules.base import ImageDataModule
 from lit_nn.checkpoint import read_checkpoint
 from lit_nn.classifier import LitClassifier
-from lit_nn.engine import callbacks, distributed, option_checks
+from lit_nn.engine import distributed, option_checks
+from lit_nn.engine.callbacks import Checkpoints
 from lit_nn.engine.configuration import explain, read_yaml, settings_of_data
-from lit_nn.engine.console import quieten, rank
+from lit_nn.engine.console import quieten
 from lit_nn.engine.flags import FLAGS, to_dotted, values_of
-from lit_nn.engine.previous_run import PreviousRun, rebuild
-from lit_nn.engine.resume import RunState, SafeCheckpointIO
-from lit_nn.errors import UsageError, brief
+from lit_nn.engine.previous_run import PreviousRun, new_run_dir, rebuild
+from lit_nn.engine.resume import RunState
+from lit_nn.engine.trainer import build_trainer
+from lit_nn.errors import UsageError
 
-FSDP_UNIT = 10_000_000  # parameters of a part of a network that FSDP gathers only while it is needed
 DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels")  # what the data set tells the classifier
 FOR_FIT = ("compile", "ema", "early_stopping", "init_from", "save_every_steps", "save_every_minutes")
 
@@ -70,7 +60,8 @@ class LitCLI(LightningCLI):
             self.checkpoint = read_checkpoint(resumed[-1])
             self.settings = settings_of_data(self.checkpoint, Path(resumed[-1]))
         self.run_dir: Path | None = None  # stays None where nothing is written
-        self.checkpoints: callbacks.Checkpoints | None = None
+        self.checkpoints: Checkpoints | None = None
+        self.state: RunState  # only there where something is written
         self._failed: Exception | None = None  # what a constructor has raised
         try:
             super().__init__(
@@ -168,7 +159,7 @@ class LitCLI(LightningCLI):
             option_checks.check_options(self.config, self.tests, self.previous is not None)
             if self.previous and values_of("--init_from", self.words):
                 raise UsageError("--init_from is for the start of a run; leave it out with --resume")
-            self.run_dir = self._run_folder()
+            self.run_dir = new_run_dir(self.config, self.data_name, self.previous)
         elif not self.config.ckpt_path:
             raise UsageError(f"{self.stage} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
         folder = self.config.data.init_args.get("data_dir", "data")  # "data" if nobody has chosen one
@@ -176,70 +167,9 @@ class LitCLI(LightningCLI):
             self.data_name, self.data_dirs or [folder] * (folder != "data" and self.previous is None)
         )
         super().instantiate_classes()
-        callbacks.leave_signals_alone(self.trainer)
-        if self.trainer.strategy.root_device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
-            torch.set_float32_matmul_precision("high")  # TF32, which torch's convolutions take anyway
-        if self.config.trainer.accelerator == "auto" and shutil.which("nvidia-smi") and not torch.cuda.is_available():
-            rank_zero_warn("an NVIDIA GPU is here that PyTorch cannot use: is its driver too old? See the README")
         if self.stage != "fit":
             self.model = rebuild(self.checkpoint, self.datamodule)
 
-    def _run_folder(self) -> Path | None:
-        """The folder for what the run writes: the one asked for, or a new one."""
-        config = self.config
-        if config.trainer.fast_dev_run:
-            return None
-        if config.run_dir is None:
-            kind = f"{self.data_name}-{config.model.net.replace('/', '-')}"
-            return Path("runs", kind, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
-        folder = Path(os.path.expanduser(config.run_dir))  # noqa: PTH111 (Path's own raises where there is no home)
-        continued = self.previous.folder if self.previous else None
-        other = (folder / "config.yaml").exists() and not (continued and folder.resolve() == continued.resolve())
-        if other and rank() == 0:  # which has just written it for the rest
-            raise UsageError(f"{folder} holds another run; give a new --run_dir, or continue that run with --resume")
-        return folder
-
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer; when it fits, with what writes into the run folder."""
-        given, config = dict(self.config_init.trainer), self.config
-        for name in ("callbacks", "plugins"):  # one object, or a list of them, or None
-            given[name] = [*given[name]] if isinstance(given[name], list | tuple) else [given[name]] * bool(given[name])
-        given["plugins"].append(SafeCheckpointIO())
-        if self.launcher:
-            given["plugins"].append(self.launcher)
-            defaults = {"devices": "auto", "num_nodes": 1}  # where nothing else is said, as many as were started
-            given |= {name: n for name, n in distributed.launched().items() if given[name] == defaults[name]}
-        if given["strategy"] == "fsdp":
-            policy = functools.partial(size_based_auto_wrap_policy, min_num_params=FSDP_UNIT)
-            given["strategy"] = FSDPStrategy(auto_wrap_policy=policy, sync_module_states=True)
-        own_bar = any(isinstance(callback, AnyProgressBar) for callback in given["callbacks"])
-        if given["enable_progress_bar"] is not False and not own_bar:
-            given["callbacks"].append(callbacks.ProgressBar())
-        if self.stage == "fit" and config.ema is not None:
-            given["callbacks"].append(callbacks.EMA(decay=config.ema))
-        if self.stage == "fit" and config.early_stopping is not None:
-            given["callbacks"].append(EarlyStopping("val_loss", patience=config.early_stopping))
-        if self.run_dir is not None:
-            given["default_root_dir"] = given["default_root_dir"] or str(self.run_dir)
-            if given["logger"] in (None, True):
-                again = self.checkpoint.get("global_step")  # hide what came after
-                options: dict[str, Any] = {"name": "", "version": "", "default_hp_metric": False, "purge_step": again}
-                given["logger"] = TensorBoardLogger(self.run_dir, **options)
-                given["callbacks"].append(callbacks.TensorBoardFigures())
-            self.state = RunState(self.plain_config())
-            if given["enable_checkpointing"] is not False:
-                saving = (config.save_every_steps, config.save_every_minutes)
-                self.checkpoints = callbacks.Checkpoints(self.run_dir / "checkpoints", *saving)
-                given["callbacks"].append(self.checkpoints)
-            given["callbacks"] += [self.state, callbacks.MetricsCSV(self.run_dir / "metrics.csv")]
-        elif self.stage != "fit":
-            given["logger"] = False
-        try:
-            trainer = L.Trainer(**given, **kwargs)
-            option_checks.check_processes(config, trainer)
-        except UsageError:
-            raise
-        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-            hint = "; --accelerator cpu and --accelerator auto work everywhere" if "backend" in brief(error) else ""
-            raise UsageError(f"{brief(error).rstrip('.!')}{hint}") from error
-        return trainer
+        return build_trainer(self, {**self.config_init.trainer, **kwargs})

@@ -1,7 +1,9 @@
 """The run that ``--resume`` goes on with: where it is, what it was set to, whether it can become what is asked for."""
 
 import math
+import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,12 @@ from data_modules.base import ImageDataModule
 from lit_nn.checkpoint import build_model, check_tensors, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine.configuration import flat, known_options, plain_settings, read_yaml
+from lit_nn.engine.console import rank
 from lit_nn.engine.option_checks import refuse
 from lit_nn.errors import UsageError, other_classes
 
 # Options of optimizers with which they remember more of every weight.
 MORE_STATE = {"adam": ("amsgrad",), "adamw": ("amsgrad",), "rmsprop": ("centered", "momentum")}
-
-
-class NothingToDo(Exception):
-    """What was asked for is there already; the message says so."""
-
-    exit_status = 0
 
 
 class PreviousRun:
@@ -137,3 +134,18 @@ def rebuild(checkpoint: dict[str, Any], data: ImageDataModule) -> LitClassifier:
     classifier = LitClassifier(**arguments)
     classifier.load_state_dict(tensors)
     return classifier
+
+
+def new_run_dir(config: Any, data_name: str, previous: PreviousRun | None) -> Path | None:
+    """The folder for what a training writes: the one asked for, or a new one; None if it only tries out."""
+    if config.trainer.fast_dev_run:
+        return None
+    if config.run_dir is None:
+        kind = f"{data_name}-{config.model.net.replace('/', '-')}"
+        return Path("runs", kind, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
+    folder = Path(os.path.expanduser(config.run_dir))  # noqa: PTH111 (Path's own raises where there is no home)
+    continued = previous.folder if previous else None
+    other = (folder / "config.yaml").exists() and not (continued and folder.resolve() == continued.resolve())
+    if other and rank() == 0:  # which has just written it for the rest
+        raise UsageError(f"{folder} holds another run; give a new --run_dir, or continue that run with --resume")
+    return folder

@@ -28,8 +28,8 @@ from lit_nn.engine import distributed
 from lit_nn.engine.cli import DESCRIPTION, LitCLI
 from lit_nn.engine.configuration import flat, write_yaml
 from lit_nn.engine.lean_loop import LeanEpochLoop
-from lit_nn.engine.previous_run import NothingToDo, PreviousRun
-from lit_nn.errors import UsageError, brief
+from lit_nn.engine.previous_run import PreviousRun
+from lit_nn.errors import Ended, UsageError, brief
 from lit_nn.nets import count_parameters
 
 HINTS = {  # to errors of torch and Lightning that are only seen when steps are taken
@@ -45,12 +45,6 @@ HINTS = {  # to errors of torch and Lightning that are only seen when steps are 
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process has exited")
 
 
-class TrainingError(Exception):
-    """A training cannot go on; the message says where and why."""
-
-    exit_status = 1
-
-
 @contextlib.contextmanager
 def running(cli: LitCLI) -> Iterator[None]:
     """Prepare a stage, hold the run folder meanwhile, and say shortly what goes wrong that a user can mend."""
@@ -64,10 +58,10 @@ def running(cli: LitCLI) -> Iterator[None]:
             yield
     except FloatingPointError as error:
         if cli.stage != "fit":
-            raise TrainingError(str(error)) from error
+            raise Ended(str(error)) from error
         lr, last = trainer.optimizers[0].param_groups[0]["lr"], cli.checkpoints.last if cli.checkpoints else None
         good = f"{last} is from before." if last and last.exists() else "Nothing had been saved."
-        raise TrainingError(
+        raise Ended(
             f"{error} (step {trainer.global_step}, learning rate {lr:.3g}). {good} Try a lower --lr, or --clip_grad 1"
         ) from error
     except MisconfigurationException as error:  # some options are only found not to fit together now
@@ -75,7 +69,7 @@ def running(cli: LitCLI) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError) as error:
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text:
-            raise TrainingError(
+            raise Ended(
                 f"the memory of {trainer.strategy.root_device} is full with batches of {cli.datamodule.batch_size} "
                 "images; give a smaller --batch_size, which --trainer.accumulate_grad_batches makes up for"
             ) from error
@@ -85,7 +79,7 @@ def running(cli: LitCLI) -> Iterator[None]:
         is_gone = isinstance(error, torch.distributed.DistError) or any(word in text for word in PEER_IS_GONE)
         if trainer.world_size > 1 and is_gone:
             how = f" {distributed.to_continue(cli.run_dir)}" if cli.run_dir else ""
-            raise TrainingError(f"another process of this run has died (killed? out of memory?).{how}") from error
+            raise Ended(f"another process of this run has died (killed? out of memory?).{how}") from error
         raise
 
 
@@ -150,7 +144,7 @@ def _continue(cli: LitCLI, previous: PreviousRun) -> None:
     if reason := previous.is_complete(cli.trainer):
         epochs, result = previous.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
         if not cli.tests or (result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs):
-            raise NothingToDo(f"Nothing left to do: the run ended after {reason}.")
+            raise Ended(f"Nothing left to do: the run ended after {reason}.", exit_status=0)
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
 
 
