@@ -9,7 +9,6 @@ PRIVATE = {  # where a private name of Lightning is found (tests/test_private_na
     "trainer.fit_loop.epoch_loop._should_check_val_fx": "whether a validation follows: then nothing is saved yet",
     "trainer.fit_loop._data_fetcher": "what _should_check_val_fx takes",
     "trainer.fit_loop._restarting": "or a plateau schedule would miss the end of the epoch that is continued",
-    "trainer._val_check_time_interval": "whether a validation may come after any step",
     "trainer._logger_connector": "what the lean loop tells of the beginning and the end of a step",
     "trainer._logger_connector._current_fx": "the hook that is logging; None afterwards, if nothing was logged",
     "module._current_fx_name": "the hook that self.log asks for",

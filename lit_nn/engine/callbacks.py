@@ -98,17 +98,14 @@ class Checkpoints(Checkpoint):
             text = f"\n{signal.Signals(signum).name}: saving after this step; once more ends at once.\n"
             os.write(2, text.encode())  # print would fail if the signal came in the middle of another print
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save inside an epoch, if it is time to."""
         steps_due = bool(self.every_steps and trainer.global_step % self.every_steps == 0)
         minutes_due = bool(self.every_minutes and time.monotonic() - self._saved_at >= 60 * self.every_minutes)
         ends = trainer.global_step == trainer.max_steps or trainer.should_stop  # should_stop: max_time is over
         wanted = self._signum or int(steps_due or minutes_due)
         # Nearly always it is not time to: the questions below take longer, and those to other processes longer still.
-        alone = trainer.world_size == 1
-        if not ends and not (wanted if alone else steps_due or trainer.global_step % ASK_EVERY == 0):
+        if not ends and not (wanted if trainer.world_size == 1 else steps_due or trainer.global_step % ASK_EVERY == 0):
             return
         # Gradients are not in a checkpoint, and at the end of an epoch its own saving follows.
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:

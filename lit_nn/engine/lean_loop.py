@@ -32,7 +32,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
     """Takes the same steps as Lightning's loop, to the last bit, with a fraction of the work around them.
 
     That is for plain steps on one device. Lightning's own are taken where several processes work together, gradients
-    are accumulated, clipped or scaled, a profiler is asked for, or something is hooked into the middle of a step.
+    are accumulated, clipped or scaled, something is validated inside an epoch or hooked into the middle of a step.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -42,36 +42,29 @@ class LeanEpochLoop(_TrainingEpochLoop):
             os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Find out, once in an epoch, whether its steps are plain, and whether anything may follow one inside of it."""
+        """Find out, once in an epoch, whether its steps are plain ones, and who wants to hear when one has ended."""
         super().on_run_start(data_fetcher)
-        trainer = self.trainer
+        trainer, precision, schedules = self.trainer, self.trainer.precision_plugin, self.trainer.lr_scheduler_configs
         callbacks = cast(list[Callback], trainer.callbacks)
         owners: list[tuple[object, type]] = [(callback, Callback) for callback in callbacks]
         owners += [(trainer.lightning_module, L.LightningModule), (trainer.datamodule, L.LightningDataModule)]
+        self._schedules = [schedule for schedule in schedules if schedule.interval == "step"]
+        self._listeners = [callback for callback in callbacks if _defines(callback, "on_train_batch_end", Callback)]
+        self._context = nullcontext if type(precision) is Precision else precision.train_step_context
         self._plain = (
             type(trainer.strategy) is SingleDeviceStrategy  # others wrap the network, or do more in a step
             and trainer.lightning_module.automatic_optimization
             and trainer.accumulate_grad_batches == 1
-            and all(config.frequency == 1 for config in trainer.lr_scheduler_configs)
+            and trainer.check_val_every_n_epoch is not None
+            and (trainer.val_check_batch or 0) >= trainer.num_training_batches  # nothing is validated inside an epoch
+            and all(schedule.frequency == 1 for schedule in schedules)
+            and not any(schedule.reduce_on_plateau for schedule in self._schedules)
             and not trainer.gradient_clip_val
-            and not getattr(trainer.precision_plugin, "scaler", None)
+            and not getattr(precision, "scaler", None)
             and isinstance(trainer.profiler, PassThroughProfiler)
             and not any(_defines(owner, hook, base) for owner, base in owners for hook in NOT_CALLED)
             and trainer.strategy.model is trainer.lightning_module
         )
-        precision = trainer.precision_plugin
-        self._context = nullcontext if type(precision) is Precision else precision.train_step_context
-        self._listeners = [callback for callback in callbacks if _defines(callback, "on_train_batch_end", Callback)]
-        schedules = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
-        self._schedules = [config for config in schedules if not config.reduce_on_plateau]
-        eventful = (
-            not self._plain
-            or trainer._val_check_time_interval is not None
-            or trainer.check_val_every_n_epoch is None
-            or (trainer.val_check_batch or 0) < trainer.num_training_batches
-            or self._schedules != schedules
-        )
-        self._uneventful_steps = 0 if eventful else trainer.num_training_batches - 1
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Take one step."""
@@ -108,9 +101,9 @@ class LeanEpochLoop(_TrainingEpochLoop):
         optimizer.step()
         optimizer_progress.step.increment_completed()
         progress.increment_processed()
-        for config in self._schedules:
+        for schedule in self._schedules:
             self.scheduler_progress.increment_ready()
-            config.scheduler.step()
+            schedule.scheduler.step()
             self.scheduler_progress.increment_completed()
 
         outputs = {**step, "loss": loss.detach()} if isinstance(step, dict) else {"loss": loss.detach()}
@@ -128,11 +121,12 @@ class LeanEpochLoop(_TrainingEpochLoop):
         progress.increment_completed()
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        """Do what may follow a step: nothing, if it was a plain one inside an epoch that is validated at its end."""
+        """Do what may follow a step: nothing, if it was a plain one inside an epoch."""
         trainer, progress = self.trainer, self.batch_progress
         if (
-            progress.current.ready > self._uneventful_steps
+            not self._plain
             or progress.is_last_batch
+            or progress.current.ready >= trainer.num_training_batches
             or trainer.should_stop
             or trainer.received_sigterm
             or self.restarting

@@ -90,17 +90,15 @@ def _held(folder: Path | None) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        with contextlib.suppress(NotImplementedError):  # a file system without locks
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        text = f"{folder} is being trained by another process; wait for it, or give another --run_dir"
-        raise UsageError(text) from error
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(folder / ".lock", timeout=0))
+        except Timeout as error:
+            text = f"{folder} is being trained by another process; wait for it, or give another --run_dir"
+            raise UsageError(text) from error
+        except NotImplementedError:
+            pass  # a file system without locks
         yield
-    finally:
-        lock.release()
 
 
 def _prepare_training(cli: LitCLI) -> None:

@@ -5,14 +5,12 @@ The contract of a network:
 - It lives in a file of its own, from which one class is imported below. The file's name is the network's name: what
   ``--net`` takes, what a checkpoint holds, the key in ``NETS``.
 - ``Net(in_channels: int = ..., num_classes: int = ..., ...)``: any further arguments have defaults and plain values
-  (numbers, strings, lists). A network whose layers depend on the size of the images also takes
-  ``image_size: tuple[int, int]``, (H, W) in pixels.
+  (numbers, strings, lists). One whose layers depend on the size of the images takes ``image_size``, (H, W) in pixels.
 - ``image_size``, an attribute of class or instance: the (H, W) that forward expects, ``None`` for any.
 - ``forward`` takes float (B, in_channels, H, W) and returns logits (B, num_classes), which may be negative.
 - ``rebuild_args``, only where the arguments cannot simply be given again (``torchvision/<name>`` with downloaded
   weights): the ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
-- It is a plain ``nn.Module`` and never imports Lightning. Lazy layers are welcome: ``build_net`` sends an image
-  through every new network, which gives them their shapes before anyone looks at the parameters.
+- It is a plain ``nn.Module`` and never imports Lightning. It may have lazy layers: ``build_net`` gives them shapes.
 """
 
 import inspect
@@ -57,8 +55,7 @@ def build_net(
         net_args: The network's further arguments; an ``image_size`` among them overrides the data's.
 
     Raises:
-        UsageError: If there is no such network or argument, the network cannot be built with the arguments, cannot
-            work on the images, or gives no logits. An error of its own without any argument is let through.
+        UsageError: If there is no such network or argument, or it does not go together with the arguments or images.
         OSError: If pretrained weights were asked for and cannot be had.
     """
     cls, first = _find(name)
@@ -79,8 +76,7 @@ def build_net(
     without_memory = any(tensor.is_meta for tensor in tensors)  # only the shapes are wanted, nothing can be computed
     small = name in NETS and height * width <= LARGEST_TRIED
     if any(is_lazy(tensor) for tensor in tensors) or (small and not without_memory):
-        what = f"net {name} with {args}" if args else f"net {name}"
-        _try_out(net, what, (in_channels, height, width), num_classes)
+        _try_out(net, f"net {name}{f' with {args}' if args else ''}", (in_channels, height, width), num_classes)
     return net.train()
 
 
