@@ -16,8 +16,7 @@ from torch import Tensor
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy of the softmax of the logits; what ``torch.nn.CrossEntropyLoss`` gives for class indices."""
-    if weight is not None:
-        weight = weight.to(logits.dtype)
+    weight = None if weight is None else weight.to(logits.dtype)
     if weight is None or not target.is_floating_point():
         return F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing)
     # For probabilities torch divides by the number of images whatever they weigh.

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -160,7 +160,7 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float) -> None:
         super().__init__()
         self._decay = decay
-        self._raw: list[Tensor] = []  # weights and buffers, while the average is validated in their place
+        self._raw: dict[str, Tensor] = {}  # weights and buffers, while the average is validated in their place
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -182,14 +182,14 @@ class EMA(WeightAveraging):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the average in the place of the weights."""
         if self._average_model is not None:
-            self._raw = [tensor.detach().clone() for tensor in _tensors(pl_module)]
-            _copy(_tensors(self._average_model.module), pl_module)
+            self._raw = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+            pl_module.load_state_dict(self._average_model.module.state_dict())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put them back."""
         if self._raw:
-            _copy(self._raw, pl_module)
-            self._raw = []
+            pl_module.load_state_dict(self._raw)
+            self._raw = {}
 
     def on_train_end(self, *_: Any) -> None:
         """Leave the raw weights where they are: last.ckpt is yet to be saved, and best.ckpt has the average."""
@@ -198,12 +198,6 @@ class EMA(WeightAveraging):
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     """Weights and buffers."""
     return itertools.chain(module.parameters(), module.buffers())
-
-
-@torch.no_grad()
-def _copy(tensors: Iterable[Tensor], module: nn.Module) -> None:
-    for target, tensor in zip(_tensors(module), tensors, strict=True):
-        target.copy_(tensor)
 
 
 class MetricsCSV(Callback):

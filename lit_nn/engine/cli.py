@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from data_modules import DATA_SETS, data_class
 from data_modules.base import ImageDataModule
-from lit_nn.checkpoint import read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed, option_checks
 from lit_nn.engine.callbacks import Checkpoints
-from lit_nn.engine.configuration import explain, read_yaml, settings_of_data
+from lit_nn.engine.configuration import explain, plain_options, read_yaml
 from lit_nn.engine.console import quieten
 from lit_nn.engine.flags import FLAGS, to_dotted, values_of
-from lit_nn.engine.previous_run import PreviousRun, new_run_dir, rebuild
+from lit_nn.engine.previous_run import new_run_dir, rebuild, starting_point
 from lit_nn.engine.resume import RunState
 from lit_nn.engine.trainer import build_trainer
 from lit_nn.errors import UsageError
 
 DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels")  # what the data set tells the classifier
-FOR_FIT = ("compile", "ema", "early_stopping", "init_from", "save_every_steps", "save_every_minutes")
 
 
 class LitCLI(LightningCLI):
@@ -45,20 +42,11 @@ class LitCLI(LightningCLI):
         quieten()
         self.stage, self.tests, self.launcher = stage, tests, distributed.launcher()
         self.words = to_dotted(argv)
-        for file in (files := values_of("--config", self.words)):
+        for file in values_of("--config", self.words):
             read_yaml(Path(file))  # says what the parser would not
-        if stage != "fit" and (useless := [name for name in FOR_FIT if values_of(f"--{name}", self.words)]):
-            raise UsageError(f"--{useless[0]} is for a training, and {stage} is none; leave it out")
-        self.previous: PreviousRun | None = None  # the run that is continued
-        self.checkpoint: dict[str, Any] = {}  # that is continued, validated or tested
-        self.settings: dict[str, Any] = {}  # in it
-        resumed = values_of("--ckpt_path", self.words)
-        if resumed and stage == "fit":
-            self.previous = PreviousRun(resumed[-1], values_of("--run_dir", self.words), trusted=bool(files))
-            self.checkpoint, self.settings = self.previous.checkpoint, self.previous.settings
-        elif resumed:
-            self.checkpoint = read_checkpoint(resumed[-1])
-            self.settings = settings_of_data(self.checkpoint, Path(resumed[-1]))
+        option_checks.check_words(stage, self.words)
+        # The run that is continued; the checkpoint that is continued, validated or tested; the settings in it.
+        self.previous, self.checkpoint, self.settings = starting_point(stage, self.words)
         self.run_dir: Path | None = None  # stays None where nothing is written
         self.checkpoints: Checkpoints | None = None
         self.state: RunState  # only there where something is written
@@ -116,24 +104,18 @@ class LitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words given to the constructor, over the settings of the checkpoint."""
         before = parser.parse_object(self.settings) if self.settings else None
-        self.config = parser.parse_args(args, namespace=before)
+        self.config = config = parser.parse_args(args, namespace=before)
         # As they were typed: the parser takes a folder 1e3 for a number, and [a] for a list.
-        if self.data_dirs:
-            self.config.data.init_args.data_dir = self.data_dirs[-1]
-        if folders := values_of("--run_dir", self.words):
-            self.config.run_dir = folders[-1]
+        for folder in values_of("--data.data_dir", self.words):
+            config.data.init_args.data_dir = folder
+        for folder in values_of("--run_dir", self.words):
+            config.run_dir = folder
         if self.previous is not None:
-            self.config.ckpt_path = str(self.previous.path) if self.previous.path else None
-            if self.config.run_dir is None and self.previous.folder:
-                self.config.run_dir = str(self.previous.folder)
-        option_checks.check_split(self.checkpoint, before, self.config)
-        seed = option_checks.chosen_seed(self.config.seed_everything, launched=self.launcher is not None)
-        self.config.seed_everything = self.config.data.init_args.seed = seed
-
-    @property
-    def data_dirs(self) -> list[str]:
-        """Every ``--data_dir`` that was typed."""
-        return [*values_of("--data.data_dir", self.words), *values_of("--data.init_args.data_dir", self.words)]
+            config.ckpt_path = self.previous.path and str(self.previous.path)
+            config.run_dir = config.run_dir or (self.previous.folder and str(self.previous.folder))
+        option_checks.check_split(self.checkpoint, before, config)
+        seed = option_checks.chosen_seed(config.seed_everything, launched=self.launcher is not None)
+        config.seed_everything = config.data.init_args.seed = seed
 
     @property
     def data_name(self) -> str:
@@ -143,13 +125,7 @@ class LitCLI(LightningCLI):
 
     def plain_config(self) -> dict[str, Any]:
         """All options of this run as plain values, without the folder and the checkpoint it started from."""
-        settings = self.config.clone()
-        for name in ("config", "run_dir", "ckpt_path"):
-            settings.pop(name, None)
-        plain = json.loads(self.parser.dump(settings, format="json", skip_unset=False))
-        texts = {name: text for name, text in vars(settings.data.init_args).items() if isinstance(text, str)}
-        plain["data"]["init_args"] |= texts  # the dump, too, takes a folder 1e3 for a number
-        return plain
+        return plain_options(self.parser, self.config)
 
     # --- build --------------------------------------------------------------------------------------------------------
 
@@ -157,15 +133,12 @@ class LitCLI(LightningCLI):
         """Build data module, classifier and Trainer."""
         if self.stage == "fit":
             option_checks.check_options(self.config, self.tests, self.previous is not None)
-            if self.previous and values_of("--init_from", self.words):
-                raise UsageError("--init_from is for the start of a run; leave it out with --resume")
             self.run_dir = new_run_dir(self.config, self.data_name, self.previous)
         elif not self.config.ckpt_path:
             raise UsageError(f"{self.stage} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
-        folder = self.config.data.init_args.get("data_dir", "data")  # "data" if nobody has chosen one
-        option_checks.check_data_dir(
-            self.data_name, self.data_dirs or [folder] * (folder != "data" and self.previous is None)
-        )
+        typed, folder = values_of("--data.data_dir", self.words), self.config.data.init_args.get("data_dir", "data")
+        chosen = [folder] if folder != "data" and self.previous is None else []  # in a file
+        option_checks.check_data_dir(self.data_name, typed or chosen)
         super().instantiate_classes()
         if self.stage != "fit":
             self.model = rebuild(self.checkpoint, self.datamodule)

@@ -2,13 +2,14 @@
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from data_modules import DATA_SETS, data_class
 from data_modules.files import atomic_path
@@ -78,6 +79,17 @@ def write_yaml(options: dict[str, Any], path: Path) -> None:
     Dumper.add_representer(str, represent)
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.dump(options, Dumper=Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def plain_options(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """All options of a run as plain values, without its folder and the checkpoint it started from."""
+    config = config.clone()
+    for name in ("config", "run_dir", "ckpt_path"):
+        config.pop(name, None)
+    plain = json.loads(parser.dump(config, format="json", skip_unset=False))
+    texts = {name: text for name, text in vars(config.data.init_args).items() if isinstance(text, str)}
+    plain["data"]["init_args"] |= texts  # the dump takes a folder 1e3 for a number
+    return plain
 
 
 def known_options(settings: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
         if waits and not word.startswith("-" if words[-1] in switches else "--"):
             words[-1] += f"={word}"
             continue
-        name, equals, value = word.partition("=")
+        name, equals, value = word.replace("--data.init_args.", "--data.", 1).partition("=")
         if name.startswith("--") and name not in known and (text := unknown_option(name[2:], flat, cutoff=NEARLY)):
             raise UsageError(text)  # at once; the parser knows the other names
         words.append(options.get(name, name) + equals + value)

@@ -15,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from data_modules.base import ImageDataModule
 from lit_nn.checkpoint import build_model, check_tensors, read_checkpoint
 from lit_nn.classifier import LitClassifier
-from lit_nn.engine.configuration import flat, known_options, plain_settings, read_yaml
+from lit_nn.engine.configuration import flat, known_options, plain_settings, read_yaml, settings_of_data
 from lit_nn.engine.console import rank
+from lit_nn.engine.flags import values_of
 from lit_nn.engine.option_checks import refuse
 from lit_nn.errors import UsageError, other_classes
 
@@ -66,8 +67,8 @@ class PreviousRun:
             old, new = before.get(name), now[name]
             text = f"--{name} {new} cannot use the state of {old} that the checkpoint holds; leave out --{name}"
             cases[text] = old != new and (name == "optimizer" or "plateau" in (old, new))
-        anew = "or start a new run, with --init_from to take over what fits"
-        refuse({f"{self.path}: {text}, {anew}": holds for text, holds in cases.items()})
+        for text, holds in cases.items():
+            refuse(holds, f"{self.path}: {text}, or start a new run, with --init_from to take over what fits")
 
     def is_complete(self, trainer: L.Trainer) -> str:
         """What has ended it and what is to be raised to go on; "" if it goes on."""
@@ -99,6 +100,18 @@ class PreviousRun:
             if source.exists() and source.resolve() != target.resolve():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
+
+
+def starting_point(stage: str, words: list[str]) -> tuple[PreviousRun | None, dict[str, Any], dict[str, Any]]:
+    """The run that ``--resume`` continues, the checkpoint to continue, validate or test, and the settings in it."""
+    if not (given := values_of("--ckpt_path", words)):
+        return None, {}, {}
+    if stage != "fit":
+        checkpoint = read_checkpoint(given[-1])
+        return None, checkpoint, settings_of_data(checkpoint, Path(given[-1]))
+    refuse(values_of("--init_from", words), "--init_from is for the start of a run; leave it out with --resume")
+    previous = PreviousRun(given[-1], values_of("--run_dir", words), trusted=bool(values_of("--config", words)))
+    return previous, previous.checkpoint, previous.settings
 
 
 def _find(given: str, run_dirs: list[str]) -> tuple[Path | None, Path | None]:
