@@ -1,9 +1,8 @@
 """Losses, by name: logits (B, K) and targets to the mean over the batch, ().
 
-Targets are class indices, int64 (B,), or a probability for each class, float (B, K) (one-hot, or mixed images); an
-index and its one-hot vector give the same loss. ``label_smoothing`` is the share of the target, 0 to 1, that is spread
-over all classes (Szegedy et al. 2015). With class weights (K,), each image counts as much as its classes weigh, and the
-mean is over the weights: ``sum(w_i * loss_i) / sum(w_i)``.
+Targets are class indices, int64 (B,), or a probability for each class, float (B, K) (one-hot, or mixed images).
+``label_smoothing`` is the share of the target, 0 to 1, that is spread over all classes (Szegedy et al. 2015). With
+weights of the classes (K,), each image counts as much as its classes weigh: ``sum(w_i * loss_i) / sum(w_i)``.
 """
 
 from collections.abc import Callable

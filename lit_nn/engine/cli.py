@@ -1,8 +1,8 @@
 """The LightningCLI of the project: builds data module, classifier and Trainer from flags and YAML files."""
 
 import argparse
-import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,7 @@ class LitCLI(LightningCLI):
         parser.set_defaults({"data": {"class_path": "data_modules.FashionMNISTSample"}})
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         for name in DESCRIPTION:
-            describe = functools.partial(self._described, name)
-            parser.link_arguments("data", f"model.{name}", describe, apply_on="instantiate")
+            parser.link_arguments("data", f"model.{name}", partial(self._described, name), apply_on="instantiate")
 
     def _build(self, cls: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Build an object, and keep the error of its constructor, which the parser would hide in one of its own."""

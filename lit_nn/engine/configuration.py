@@ -36,9 +36,8 @@ def explain(error: argparse.ArgumentError, parser: ArgumentParser) -> str:
     if takers := [name for name in DATA_SETS if unknown.removeprefix("data.") in options[name]]:
         return f"--{unknown} is an option of {', '.join(takers)} only; choose it with --data, or leave the option out"
     names = [*(flag.name for flag in FLAGS), *parser.get_defaults().keys(branches=True)]
-    return unknown_option(
-        unknown, [*names, *(f"data.{option}" for accepted in options.values() for option in accepted)]
-    )
+    names += [f"data.{option}" for accepted in options.values() for option in accepted]
+    return unknown_option(unknown, names)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -58,11 +57,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: in a YAML file, '{name}' is written data: {{class_path: {DATA_SETS[name]}}}")
     if flat_names := [flag for flag in FLAGS if flag.name in content and flag.option not in (flag.name, "data")]:
         flag = flat_names[0]
-        group, _, name = flag.option.partition(".")
-        nested = f"{group}: {{init_args: {{{name}: ...}}}}" if group == "data" else f"{group}: {{{name}: ...}}"
-        raise UsageError(
-            f"{path}: in a YAML file, '{flag.name}' is written {nested if name else f'{flag.option}: ...'}"
-        )
+        *groups, name = flag.option.replace("data.", "data.init_args.").split(".")
+        written = f"{name}: ..."
+        for group in reversed(groups):
+            written = f"{group}: {{{written}}}"
+        raise UsageError(f"{path}: in a YAML file, '{flag.name}' is written {written}")
     return content
 
 
@@ -103,10 +102,9 @@ def plain_settings(checkpoint: dict[str, Any], path: Path, trusted: bool) -> dic
 
     Those options are left out if ``trusted``, because then they come from the file given to ``--config``.
     """
-    settings = checkpoint.get("settings")
-    if not isinstance(settings, dict) or not all(
-        isinstance(settings.get(g), dict) for g in ("data", "model", "trainer")
-    ):
+    given = checkpoint.get("settings")
+    settings = given if isinstance(given, dict) else {}
+    if not all(isinstance(settings.get(group), dict) for group in ("data", "model", "trainer")):
         raise UsageError(f"{path} holds no settings; it was not saved by a run of scripts/train.py or lit-nn")
     try:
         settings = yaml.safe_load(yaml.safe_dump(settings))  # plain values, and no longer the checkpoint's own

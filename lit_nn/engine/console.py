@@ -97,10 +97,10 @@ def _end(status: int, text: str) -> int:
 
 def _print_any_name() -> None:
     """Let every file's name be printed, also where the output goes to a file or a pipe in an old encoding."""
+    encoding = {} if "PYTHONIOENCODING" in os.environ else {"encoding": "utf-8"}
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and not stream.isatty():
-            chosen = "PYTHONIOENCODING" in os.environ  # by the user
-            stream.reconfigure(errors="backslashreplace", **({} if chosen else {"encoding": "utf-8"}))
+            stream.reconfigure(errors="backslashreplace", **encoding)
 
 
 def quieten() -> None:

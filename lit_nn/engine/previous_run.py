@@ -1,4 +1,4 @@
-"""The run that ``--resume`` goes on with: where it is, what it was set to, whether it can become what is asked for."""
+"""Where a run begins: in a new folder, or with what ``--resume`` names, if that can become what is asked for."""
 
 import math
 import os

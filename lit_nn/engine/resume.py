@@ -31,8 +31,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
 class RunState(Callback):
     """Puts into a checkpoint what else decides the future of a run, and takes it from there; and where it comes from.
 
-    The former is the state of every random generator, and the metrics so far, of each process; the latter are the
-    settings (plain values), the parts of the data, metrics, versions and commit.
+    That is the state of every random generator and the metrics so far, of each process; and settings (plain values),
+    the parts of the data, metrics, versions and commit.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -143,14 +143,13 @@ def git_commit() -> str:
 
 def random_state() -> dict[str, Any]:
     """State of every random generator of this process, as tensors and plain values."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, *others = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "mps": torch.mps.get_rng_state() if torch.mps.is_available() else None,
-        "python": [version, list(words), gauss],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *others],
     }
 
 
@@ -161,10 +160,10 @@ def restore_random_state(state: dict[str, Any]) -> None:
         saved = state.get(device.__name__.rpartition(".")[2])
         if saved is not None and device.is_available():
             device.set_rng_state(saved)
-    version, words, gauss = state["python"]
+    version, words, gauss = state["python"]  # tuples once; lists in older files
     random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    kind, keys, *others = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *others))
 
 
 def metric_state(classifier: LitClassifier) -> dict[str, dict[str, Tensor]]:

@@ -46,13 +46,8 @@ def build_net(
     """Build a network by name, with ordinary parameters only: lazy ones are given their shapes.
 
     One of ``NETS`` is tried out on an image, so that what does not fit together is said here and not in the training.
-
-    Args:
-        name: A key of ``NETS``, or ``torchvision/<name>`` for a classification model of torchvision.
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        image_size: (H, W) of the data's images in pixels; only networks that take it are given it.
-        net_args: The network's further arguments; an ``image_size`` among them overrides the data's.
+    ``name`` is a key of it or ``torchvision/<name>``. ``image_size``, (H, W) of the images in pixels, is given to
+    networks that take it, unless it is among ``net_args``, the network's further arguments.
 
     Raises:
         UsageError: If there is no such network or argument, or it does not go together with the arguments or images.
@@ -101,8 +96,7 @@ def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:
     """Find a network's class and the arguments that the name itself stands for."""
     if name in NETS:
         return NETS[name], {}
-    # Only now: importing torchvision takes a second that the project's own networks do not need.
-    from lit_nn.nets.pretrained import TorchvisionNet, torchvision_names
+    from lit_nn.nets.pretrained import TorchvisionNet, torchvision_names  # only now: torchvision takes a second
 
     if name.startswith(TORCHVISION):
         return TorchvisionNet, {"name": name.removeprefix(TORCHVISION)}
