@@ -117,7 +117,7 @@ def quieten() -> None:
 def help_text(program: str, what: str) -> str:
     """The help of a command that takes the flat flags."""
     folder = Path(__file__).parents[1] / "nets"
-    files = [path.stem for pattern in ("*.py", "*/*.py") for path in sorted(folder.glob(pattern))]
+    files = [path.stem for pattern in ("*.py", "*/*.py") for path in sorted(folder.glob(pattern), key=str)]
     nets = ", ".join(name for name in files if name not in ("__init__", "pretrained", "nested", "layers"))
     augment = "flip_alternating, flip, translate, brightness_contrast, cutout, cutmix, mixup"
     lines = [f"usage: {program} [--NAME VALUE ...]", "", what, "", "options (default in brackets):"]
