@@ -27,8 +27,8 @@ from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
 from lit_nn.errors import Ended
 
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # asked to end, Ctrl-C, SLURM's warning
-SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+# Asked to end, Ctrl-C, SLURM's warning.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 ASK_EVERY = 8  # steps between two questions of several processes to one another whether one of them wants to save
 
 

@@ -62,10 +62,10 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
         except BrokenPipeError:  # whoever read the output has seen enough: "| head"
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (KeyboardInterrupt, SystemExit) as error:
-            if not isinstance(error if isinstance(error, KeyboardInterrupt) else error.__context__, KeyboardInterrupt):
+        except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes an exit of Ctrl-C
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
                 raise
-            return _end(130, "Interrupted.")  # Lightning makes an exit of Ctrl-C
+            return _end(130, "Interrupted.")
         except Exception as error:
             status = getattr(error, "exit_status", 1 if isinstance(error, OSError) else None)
             if os.environ.get("LIT_NN_DEBUG") == "1" or status is None:
