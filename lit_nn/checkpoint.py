@@ -68,7 +68,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             saved by a newer version.
     """
     if not Path(path).is_file():
-        hint = f". Did you mean {best}?" if (best := Path(path, "checkpoints", "best.ckpt")).is_file() else ""
+        hint = best_of_run(path)
         raise CheckpointError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{hint}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare the checksums
@@ -92,6 +92,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: saved in format {saved_as}, this version of lit-nn reads up to {CHECKPOINT_FORMAT}; update it"
         )
     return found
+
+
+def best_of_run(path: str | os.PathLike[str]) -> str:
+    """What to type instead of a run's folder, for a message: its best checkpoint; "" if ``path`` is no such folder."""
+    best = Path(path, "checkpoints", "best.ckpt")
+    return f". Did you mean {best}?" if best.is_file() else ""
 
 
 def load_classifier(path: str | os.PathLike[str], net: nn.Module | None = None) -> ImageClassifier:

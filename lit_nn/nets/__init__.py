@@ -47,8 +47,8 @@ def build_net(
     """Build a network by name, with ordinary parameters only: lazy ones are given their shapes.
 
     One of ``NETS`` is tried out on an image, so that what does not fit together is said here and not in the training.
-    ``name`` is a key of it, ``torchvision/NAME`` or ``timm/NAME``. ``image_size``, (H, W) of the images in pixels, is given to
-    networks that take it, unless it is among ``net_args``, the network's further arguments.
+    ``name`` is a key of it, ``torchvision/NAME`` or ``timm/NAME``. ``image_size``, (H, W) of the images in pixels, is
+    given to networks that take it, unless it is among ``net_args``, the network's further arguments.
 
     Raises:
         UsageError: If there is no such network or argument, or it does not go together with the arguments or images.
