@@ -1,6 +1,7 @@
 """LitClassifier trains an ImageClassifier: loss, metrics, optimizer, schedule. The only training step there is."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -115,7 +116,9 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         if freeze_epochs == -1:
             for param, in_body in zip(self.parameters(), self.in_body, strict=True):
                 param.requires_grad_(not in_body)
-        self._optimizer_and_schedule(may_fuse=False)  # a wrong option is refused now, not after the data has been read
+        self._optimizer_and_schedule(
+            may_fuse=False, is_frozen=bool
+        )  # a wrong option is refused now, not after the data has been read
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a descriptor, which no method can match
@@ -227,8 +230,6 @@ class LitClassifier(ImageClassifier, L.LightningModule):
 
     def starts_frozen(self) -> bool:
         """Whether only the last layer learns in the next step."""
-        if self._trainer is None:
-            return self.is_frozen(0)
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # of this epoch
         return self.is_frozen(self.trainer.current_epoch + (batches >= self.trainer.num_training_batches))
 
@@ -243,9 +244,9 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         """The optimizer over all parameters that are trained, and the schedule of its learning rate."""
         # With mixed precision Lightning clips no gradients of a fused optimizer, which would undo their scale too late.
         mixed = str(self.trainer.precision).endswith("mixed")
-        return self._optimizer_and_schedule(may_fuse=not (self.trainer.gradient_clip_val and mixed))
+        return self._optimizer_and_schedule(not (self.trainer.gradient_clip_val and mixed), self.starts_frozen)
 
-    def _optimizer_and_schedule(self, may_fuse: bool) -> OptimizerLRSchedulerConfig:
+    def _optimizer_and_schedule(self, may_fuse: bool, is_frozen: Callable[[], bool]) -> OptimizerLRSchedulerConfig:
         hparams = self.hparams
         optimizer = build_optimizer(
             hparams["optimizer"],
@@ -260,7 +261,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         )
         # A function of the progress holds no number of steps, so a resumed run may be made longer.
         schedule = build_schedule(
-            hparams["schedule"], optimizer, self.progress, self.starts_frozen, **(hparams["schedule_args"] or {})
+            hparams["schedule"], optimizer, self.progress, is_frozen, **(hparams["schedule_args"] or {})
         )
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(**schedule)}  # type: ignore[typeddict-item]
 

@@ -151,7 +151,7 @@ def test_networks_of_timm(name: str, tmp_path: Path) -> None:
 
 def test_body_and_head_have_rates_of_their_own(weights: Path) -> None:
     model = LitClassifier(**DATA, net="resnet9", net_args={"width": 4}, weights=str(weights), lr=0.1)
-    groups = model._optimizer_and_schedule(may_fuse=False)["optimizer"].param_groups
+    groups = model._optimizer_and_schedule(False, bool)["optimizer"].param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [
         (pytest.approx(factor * 0.1 / 25), decay) for factor in (0.1, 1) for decay in (0.01, 0)
     ]
