@@ -8,20 +8,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from snippets import snippets
+from snippets import commands, snippets
 
 from data_modules.fashion_mnist import DEBIAN_FOLDER, FashionMNIST
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("index", "configuration", "export", "how_it_works"))]
-EVERYDAY = sorted(
-    {
-        line.partition(" #")[0].strip()
-        for page in PAGES
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-        for line in block.splitlines()
-        if line.startswith("python scripts/")
-    }
-)
+EVERYDAY = sorted({line for page in PAGES for line in commands(page) if line.startswith("python scripts/")})
 SLOW = ("--format all", "--int8", "scripts/sweep.py")
 
 
