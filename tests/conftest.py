@@ -1,5 +1,6 @@
 """What all tests share: no network, one thread per worker, and the commands as a user types them."""
 
+import csv
 import functools
 import importlib.util
 import os
@@ -7,7 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the workers share the cores
@@ -27,6 +28,9 @@ runpy.run_path(str(GUARD / "sitecustomize.py"))  # this process
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))  # its children
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Refused = Callable[..., str]
+Patch = pytest.MonkeyPatch
+Said = pytest.CaptureFixture[str]
 
 
 @functools.cache
@@ -60,6 +64,25 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
+@pytest.fixture
+def refused(capsys: Said) -> Refused:
+    """Run the ``main`` of a command that must end in one message, on the last line; gives the message."""
+
+    def run(main: Callable[..., int], words: Sequence[str], *status: int) -> str:
+        assert main([*words]) in (status or (2,)), words
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+        return lines[-1]
+
+    return run
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """The rows of a table.csv."""
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the commands of the pages speak of: pictures in folders, a YAML file; see also `run`."""
@@ -87,7 +110,7 @@ def run(project: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def as_before(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def as_before(request: pytest.FixtureRequest, monkeypatch: Patch) -> Iterator[None]:
     """Whatever a test on a GPU asks of torch ends with it."""
     if not request.node.get_closest_marker("gpu"):
         yield

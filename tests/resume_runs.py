@@ -1,6 +1,5 @@
 """Runs that are stopped and continued, and what is different about them in the end: nothing, one hopes."""
 
-import csv
 import json
 import signal
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import script
+from conftest import Patch, rows_of, script
 from torch import Tensor
 
 from lit_nn import LitClassifier
@@ -51,7 +50,7 @@ def stopped_and_continued(
                 raise Killed
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with Patch.context() as patch:
         patch.setattr(LitClassifier, "on_train_batch_end", on_train_batch_end)
         while left:
             if kill:
@@ -100,5 +99,4 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     """The table of metrics."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return rows_of(folder / "metrics.csv")

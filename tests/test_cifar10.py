@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
+from conftest import Patch
 from file_server import FileServer, file_server
 
 from data_modules import CIFAR10, DataError
@@ -39,7 +40,7 @@ TAR = archive()
 
 
 @pytest.fixture(autouse=True)
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+def server(monkeypatch: Patch) -> Iterator[FileServer]:
     """torchvision's server and what it knows of the published files are those of this small archive."""
 
     def md5(content: bytes) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import Patch
 from file_server import FileServer, file_server
 
 import data_modules.fashion_mnist as fashion_mnist
@@ -213,9 +214,7 @@ def test_loaders_outside_a_trainer() -> None:
         ((torch.zeros(0, 1, 4, 4, dtype=torch.uint8), torch.zeros(0).long()), "labels"),
     ],
 )
-def test_arrays_that_do_not_fit_the_description_are_refused(
-    arrays: Arrays, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_that_do_not_fit_the_description_are_refused(arrays: Arrays, message: str, monkeypatch: Patch) -> None:
     monkeypatch.setattr(Tiny, "arrays", arrays)
     with pytest.raises(DataError, match=message):
         Tiny().split("train")
@@ -268,7 +267,7 @@ def test_wrong_options(wrong: dict[str, Any]) -> None:
         FashionMNISTSample(**wrong)
 
 
-def test_the_home_folder_can_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_home_folder_can_be_written_as_a_tilde(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert Path(FashionMNIST("~/clothes").data_dir) == tmp_path / "clothes"
@@ -342,7 +341,7 @@ def idx_files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def empty(monkeypatch: Patch, tmp_path: Path) -> Path:
     """A folder for Fashion-MNIST, which is not installed on this machine."""
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
     return tmp_path / "data"
@@ -404,7 +403,7 @@ def test_broken_files_are_refused(empty: Path, case: str) -> None:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+def server(monkeypatch: Patch) -> Iterator[FileServer]:
     """A server of the small files, from which torchvision downloads."""
     with file_server() as running:
         running.files = {f"/{name}.gz": gzip.compress(content, mtime=0) for name, content in idx_files().items()}
@@ -473,7 +472,7 @@ def test_a_file_is_complete_or_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("times", [2, 1000])
 def test_a_file_that_somebody_looks_at_is_replaced_a_moment_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+    tmp_path: Path, monkeypatch: Patch, times: int
 ) -> None:
     replace, left = Path.replace, times
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import ROOT, Patch, Said, script
 from PIL import Image
 from resume_runs import differences, rows
 
@@ -121,7 +121,7 @@ def agree(one: Path, other: Path) -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def small(tmp_path: Path, monkeypatch: Patch) -> list[str]:
     """Words for a training on 44 images, 17 to validate and 33 to test: of batches of 8, two processes get 8, 8, 1."""
     generator = np.random.default_rng(0)
     for index, count in enumerate((22, 22, 8, 9, 16, 17)):
@@ -241,7 +241,7 @@ def test_kill_9_of_one_ends_all_and_is_said(launcher: str, victim: int, tmp_path
 
 
 @slow
-def test_a_slurm_job_saves_requeues_itself_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slurm_job_saves_requeues_itself_and_goes_on(tmp_path: Path, monkeypatch: Patch) -> None:
     """With commands that are named like SLURM's, in the place of the real ones."""
     for name in ("sbatch", "srun", "scontrol"):
         (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/fake_slurm.py" {name} "$@"\n')
@@ -261,9 +261,7 @@ def test_a_slurm_job_saves_requeues_itself_and_goes_on(tmp_path: Path, monkeypat
 
 
 @pytest.mark.gpu
-def test_fsdp_trains_like_one_gpu_and_its_checkpoints_are_plain(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_fsdp_trains_like_one_gpu_and_its_checkpoints_are_plain(tmp_path: Path, capfd: Said) -> None:
     words = [*CPU[2:], "--accelerator", "gpu", "--net", "mlp", "--schedule", "constant", "--lr", "0.001"]
     devices = torch.cuda.device_count()
     fsdp = ["--strategy", "fsdp", "--devices", str(devices), "--batch_size", "32"]

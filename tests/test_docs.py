@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Command, script
+from conftest import ROOT, Command, Patch, script
 from snippets import broken_links, commands, run_snippets, snippets
 
 DOCS = ROOT / "docs"
@@ -33,7 +33,7 @@ def test_snippets_print_what_the_page_shows(page: Path, project: Path, run: Path
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, OWN])
-def test_recipe_runs(recipe: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_runs(recipe: str, project: Path, monkeypatch: Patch) -> None:
     """The project's own and what somebody puts beside them, on the embedded images or on some in folders."""
     monkeypatch.chdir(project)
     Path("recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -48,7 +48,7 @@ Typed = Callable[[str], str]
 
 
 @pytest.fixture
-def typed(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Typed:
+def typed(tmp_path: Path, command: Command, monkeypatch: Patch) -> Typed:
     """Type a command in a copy of the project in tmp_path, which lies in somebody else's repository; its output."""
     for words in ("init -q", "-c user.name=a -c user.email=a@b.c commit -q --allow-empty -m theirs"):
         subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import ROOT, Command, script
+from conftest import ROOT, Command, Said, script
 from resume_runs import differences, finished, load, rows, stopped_and_continued
 
 import lit_nn
@@ -123,16 +123,14 @@ def test_a_stopped_run_goes_on_to_the_last_bit(net: str, precision: str, tmp_pat
         (0.001, ["--data.on_device", "true", "--net", "mlp"], "leave out --data.on_device"),
     ],
 )
-def test_full_memory_is_said(
-    gigabytes: float, words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_memory_is_said(gigabytes: float, words: list[str], named: str, tmp_path: Path, capsys: Said) -> None:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / torch.cuda.get_device_properties(0).total_memory)
     assert train([*GPU, *words, "--run_dir", str(tmp_path / "run")]) == 1
     assert named in capsys.readouterr().err
 
 
-def test_gradients_are_scaled_and_clipped_and_then_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradients_are_scaled_and_clipped_and_then_no_more(tmp_path: Path, capsys: Said) -> None:
     run_dir = tmp_path / "run"
     words = ["--precision", "16-mixed", "--clip_grad", "0.1", "--schedule", "constant", "--lr", "0.001"]
     fused = ["--model.optimizer_args.fused", "true", "--run_dir", str(tmp_path / "fused")]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch.nn.functional as F
-from conftest import ROOT, script
+from conftest import ROOT, Patch, script
 
 PATHS = [path for folder in ("lit_nn", "data_modules", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PATHS}
@@ -93,7 +93,7 @@ def test_no_imports_run_in_a_circle() -> None:
         pytest.fail(f"these files import one another in a circle: {' <- '.join(error.args[1])}")
 
 
-def test_six_frames_lead_from_the_shell_to_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_six_frames_lead_from_the_shell_to_the_loss(monkeypatch: Patch) -> None:
     stack: list[traceback.FrameSummary] = []
     cross_entropy = F.cross_entropy
 

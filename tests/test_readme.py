@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Patch, Said
 from snippets import commands, snippets
 
 from data_modules.fashion_mnist import DEBIAN_FOLDER, FashionMNIST
@@ -20,7 +20,7 @@ SLOW = ("--format all", "--int8", "scripts/sweep.py")
 @pytest.mark.parametrize(
     "line", [pytest.param(line, marks=[pytest.mark.slow] * any(option in line for option in SLOW)) for line in EVERYDAY]
 )
-def test_command(line: str, project: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(line: str, project: Path, run: Path, monkeypatch: Patch) -> None:
     if re.search("--data fashion_mnist |configs/fashion_mnist_", line) and not DEBIAN_FOLDER.exists():
         pytest.skip("the full Fashion-MNIST is not installed here")
     script, *words = shlex.split(line)[1:]
@@ -38,9 +38,7 @@ def test_command(line: str, project: Path, run: Path, monkeypatch: pytest.Monkey
     assert stop.value.code == 0
 
 
-def test_python_that_loads_a_model(
-    project: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_python_that_loads_a_model(project: Path, run: Path, monkeypatch: Patch, capsys: Said) -> None:
     loading = next(snippet.code for snippet in snippets(ROOT / "README.md") if "load_classifier" in snippet.code)
     monkeypatch.chdir(project)
     exec(loading, {})

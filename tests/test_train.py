@@ -1,7 +1,6 @@
 """The main job through its real entry points: train, what it writes, repeat, reload, all ways to give an option."""
 
 import contextlib
-import csv
 import json
 import random
 import re
@@ -14,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from conftest import Command, script
+from conftest import Command, Patch, Said, rows_of, script
 from filelock import FileLock
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -36,8 +35,6 @@ from lit_nn.losses import LOSSES
 from lit_nn.nets import NETS
 from lit_nn.optim import OPTIMIZERS, SCHEDULES
 
-Patch = pytest.MonkeyPatch
-Said = pytest.CaptureFixture[str]
 train = script("train")
 CPU = ["--accelerator", "cpu"]
 FAST = [*CPU, "--fast_dev_run", "--batch_size", "8"]
@@ -69,11 +66,6 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 def config_of(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def yaml_file(folder: Path, text: str) -> str:

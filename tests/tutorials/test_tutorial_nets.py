@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import script
+from conftest import Said, script
 from resume_runs import differences, finished, stopped_and_continued
 from torch import nn
 
@@ -113,7 +113,7 @@ def test_control_flow_is_exported_as_the_same_function() -> None:
     torch.testing.assert_close(program.module()(x[:2]), net(x[:2]))
 
 
-def test_a_layer_used_twice_is_shown_twice_and_counted_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_layer_used_twice_is_shown_twice_and_counted_once(capsys: Said) -> None:
     net = build_net("fixed_hidden", 1, 10, (28, 28), {"hidden": 16})
     assert count_parameters(net) == (784 * 16 + 16) + (16 * 16 + 16) + (16 * 10 + 10)
     assert script("inspect_model")(["--net", "fixed_hidden", "--net_args.hidden", "16"]) == 0
