@@ -64,6 +64,14 @@ def stopped_and_continued(
     return folder
 
 
+def assert_resumes_exactly(
+    words: Sequence[str], folder: Path, stops: Sequence[int] = (2, 4, 6), kill: bool = False
+) -> None:
+    """A run that is stopped and continued must be the one that is not, to the last bit."""
+    straight = finished(words, folder / "straight")
+    assert differences(straight, stopped_and_continued(words, folder / "stopped", stops, kill)) == []
+
+
 def differences(one: Path, other: Path) -> list[str]:
     """Where two run folders differ: everything in the checkpoints, the metrics, the result, but for times."""
     found: list[str] = []

@@ -126,18 +126,6 @@ def test_the_checkpoint_of_every_network_gives_the_same_logits(net: str, tmp_pat
         assert torch.equal(lightnings.eval()(pixels), expected)
 
 
-def test_a_network_of_ones_own_is_given_again(tmp_path: Path) -> None:
-    def own() -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-
-    checkpoint = contents(net=own())
-    torch.save(checkpoint, tmp_path / "own.ckpt")
-    loaded = load_classifier(tmp_path / "own.ckpt", net=own())
-    assert torch.equal(loaded.net.get_parameter("1.weight"), checkpoint["state_dict"]["net.1.weight"])
-    with pytest.raises(CheckpointError, match=r"Sequential.*load_classifier\(path, net=MyNet\(\)\)"):
-        load_classifier(tmp_path / "own.ckpt")
-
-
 def test_the_page_prints_what_it_shows(tmp_path: Path) -> None:
     names = FashionMNISTSample.class_names
     torch.save(contents(net="lenet", image_shape=(1, 28, 28), class_names=names), tmp_path / "best.ckpt")

@@ -8,6 +8,7 @@ import sys
 import warnings
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -322,9 +323,11 @@ def test_a_file_is_complete_or_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("times", [2, 1000])
 def test_a_file_that_somebody_looks_at_is_replaced_a_moment_later(
-    tmp_path: Path, monkeypatch: Patch, times: int
+    times: int, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     replace, left = Path.replace, times
+    now = itertools.count()
+    monkeypatch.setattr("data_modules.files.time", SimpleNamespace(monotonic=lambda: next(now), sleep=lambda _: None))
 
     def busy(source: Path, target: Path) -> Path:
         nonlocal left

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import ROOT, Command, Said, script
-from resume_runs import differences, finished, load, rows, stopped_and_continued
+from resume_runs import assert_resumes_exactly, load, rows
 
 import lit_nn
 from data_modules import FashionMNISTSample
@@ -112,8 +112,7 @@ def test_what_a_gpu_trained_serves_anywhere(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_to_the_last_bit(net: str, precision: str, tmp_path: Path) -> None:
     words = [*GPU, "--net", net, "--precision", precision, "--trainer.deterministic", "true"]
     words += ALL_AUGMENTATIONS.split()
-    one = finished(words, tmp_path / "straight")
-    assert differences(one, stopped_and_continued(words, tmp_path / "stopped", [1, 4, 6])) == []
+    assert_resumes_exactly(words, tmp_path, [1, 4, 6])
 
 
 @pytest.mark.parametrize(

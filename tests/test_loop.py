@@ -87,8 +87,7 @@ class Listener(L.Callback):
     """Hooks into the end of a step; `Hooked` into its middle as well."""
 
     def __init__(self) -> None:
-        self.outputs: list[Any] = []
-        self.backwards = 0
+        self.outputs, self.backwards = list[Any](), 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         self.outputs.append(outputs)

@@ -17,12 +17,11 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, Command, Patch, Refused, Said, script
-from resume_runs import SMALL, STOPPED, differences, finished, load, rows, stopped_and_continued
+from resume_runs import SMALL, STOPPED, assert_resumes_exactly, differences, finished, load, rows, stopped_and_continued
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data_modules import FashionMNISTSample
 from data_modules.augment import AUGMENTATIONS
-from lit_nn import LitClassifier, load_classifier
+from lit_nn import LitClassifier
 from lit_nn.__main__ import main as lightning_cli
 from lit_nn.nets import NETS
 from lit_nn.optim import SCHEDULES
@@ -50,9 +49,7 @@ def test_every_network_and_schedule_is_exact(cell: tuple[str, str, str, str, str
     words = [word for pair in zip(names, cell, strict=True) for word in pair]
     if "plateau" in words:
         words += ["--model.schedule_args.patience", "0"]
-    straight = finished(words, tmp_path / "straight")
-    stops = [1, 4, 6]  # in the first epoch, after its last step, in the second epoch
-    assert differences(straight, stopped_and_continued(words, tmp_path / "stopped", stops)) == []
+    assert_resumes_exactly(words, tmp_path, [1, 4, 6])  # in the first epoch, after its last step, in the second epoch
 
 
 # --- some of it in every run of the tests -----------------------------------------------------------------------------
@@ -74,9 +71,7 @@ def test_every_network_and_schedule_is_exact(cell: tuple[str, str, str, str, str
 )
 def test_stopped_and_continued_is_the_same_run(words: str, kill: bool, tmp_path: Path) -> None:
     line = words.split() + (["--save_every_steps", "1"] if kill else [])
-    stops = [1, 3] if "accumulate" in words else [2, 4, 6]
-    straight = finished(line, tmp_path / "straight")
-    assert differences(straight, stopped_and_continued(line, tmp_path / "stopped", stops, kill)) == []
+    assert_resumes_exactly(line, tmp_path, [1, 3] if "accumulate" in words else [2, 4, 6], kill)
 
 
 def test_ended_inside_an_epoch_by_max_steps_and_made_longer(tmp_path: Path, capfd: Said) -> None:
@@ -94,11 +89,10 @@ def test_ended_inside_an_epoch_by_max_steps_and_made_longer(tmp_path: Path, capf
 
 def test_early_stopping_ends_a_continued_run_where_it_would_have(tmp_path: Path) -> None:
     words = ["--net", "mlp", "--lr", "0.5", "--early_stopping", "1", "--max_epochs", "8"]
-    straight = finished(words, tmp_path / "straight")
-    assert 1 < len(rows(straight)) < 8
-    assert differences(straight, stopped_and_continued(words, tmp_path / "stopped", [2])) == []
-    assert train(["--resume", str(straight)]) == 0  # it has ended: nothing left to do
-    assert not differences(straight, tmp_path / "stopped")
+    assert_resumes_exactly(words, tmp_path, [2])
+    assert 1 < len(rows(tmp_path / "straight")) < 8
+    assert train(["--resume", str(tmp_path / "straight")]) == 0  # it has ended: nothing left to do
+    assert differences(tmp_path / "straight", tmp_path / "stopped") == []
 
 
 def test_the_random_numbers_of_a_mac_are_kept(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -392,13 +386,3 @@ def test_the_average_is_that_of_all_steps(precision: str, tmp_path: Path, monkey
     torch.testing.assert_close(checkpoint["state_dict"], average)
     assert checkpoint["averaging_state"] == {"n_averaged": 4}
     torch.testing.assert_close(checkpoint["current_model_state"], later[-1], rtol=0, atol=0)
-
-
-def test_a_test_of_averaged_weights_is_of_the_average(tmp_path: Path) -> None:
-    words = ["--net", "lenet", "--ema", "0.9", "--lr", "0.02", "--trainer.limit_test_batches", "1.0"]
-    folder = finished(words, tmp_path / "run")
-    images, labels, _ = FashionMNISTSample().split("test")
-    with torch.no_grad():
-        logits = load_classifier(folder / "checkpoints" / "best.ckpt")(images)
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
-    assert accuracy == pytest.approx(json.loads((folder / "result.json").read_text())["test_acc"], abs=1e-6)

@@ -25,7 +25,7 @@ from data_modules import DATA_SETS, FashionMNISTSample
 from data_modules.augment import AUGMENTATIONS
 from lit_nn import LitClassifier, load_classifier
 from lit_nn.__main__ import main as lightning_cli
-from lit_nn.checkpoint import read_checkpoint
+from lit_nn.checkpoint import CheckpointError, read_checkpoint
 from lit_nn.engine.callbacks import SIGNALS
 from lit_nn.engine.cli import LitCLI
 from lit_nn.engine.configuration import write_yaml
@@ -117,7 +117,11 @@ def test_tensorboard_has_scalars_images_graph_and_hyperparameters(run: Path) -> 
     assert any("_hparams_/session_start_info" in file.summary_metadata for file in files)
 
 
-def test_a_checkpoint_gives_the_reported_accuracy(run: Path) -> None:
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_checkpoint_gives_the_reported_accuracy(averaged: bool, run: Path, tmp_path: Path) -> None:
+    if averaged:
+        assert train([*FEW, "--ema", "0.9", "--lr", "0.02", "--max_epochs", "2", "--run_dir", str(tmp_path)]) == 0
+        run = tmp_path
     path = run / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["settings"]["trainer"]["max_epochs"] == 2
@@ -138,13 +142,12 @@ def test_config_of_a_run_repeats_it_and_another_seed_does_not(run: Path, tmp_pat
         assert (result_of(tmp_path / name)["test_loss"] == result_of(run)["test_loss"]) == (name == "again")
 
 
-def test_lightning_cli_tests_and_predicts_a_checkpoint(run: Path, command: Command, tmp_path: Path) -> None:
-    path, expected = run / "checkpoints" / "best.ckpt", result_of(run)["test_acc"]
-    tested = command("-m", "lit_nn", "test", "--ckpt_path", path, *CPU)
-    assert [float(value) for value in re.findall(r"test_acc\s+[│|]\s+([\d.]+)", tested.stdout)] == [
-        pytest.approx(expected)
-    ]
-    words = ["predict", "--ckpt_path", str(path), *CPU, "--run_dir", str(tmp_path)]
+def test_lightning_cli_tests_and_predicts_a_checkpoint(run: Path, tmp_path: Path, capsys: Said) -> None:
+    path, expected = str(run / "checkpoints" / "best.ckpt"), result_of(run)["test_acc"]
+    assert lightning_cli(["test", "--ckpt_path", path, *CPU]) == 0
+    shown = re.findall(r"test_acc\s+[│|]\s+([\d.]+)", capsys.readouterr().out)
+    assert [float(value) for value in shown] == [pytest.approx(expected)]
+    words = ["predict", "--ckpt_path", path, *CPU, "--run_dir", str(tmp_path)]
     assert lightning_cli(words) == 0
     names = [FashionMNISTSample.class_names[label] for label in FashionMNISTSample().split("test")[1]]
     right = [row["label"] == name for row, name in zip(rows_of(tmp_path / "predictions.csv"), names, strict=True)]
@@ -370,6 +373,8 @@ def test_a_module_and_a_loader_of_ones_own(tmp_path: Path) -> None:
         with torch.no_grad():
             loaded = load_classifier(tmp_path / "own.ckpt", net=OwnNet())
             assert torch.equal(loaded(images), classifier.eval()(images))
+        with pytest.raises(CheckpointError, match=r"OwnNet.*load_classifier\(path, net=MyNet\(\)\)"):
+            load_classifier(tmp_path / "own.ckpt")
     classifier = LitClassifier(*description, net=OwnNet(), class_weights="balanced")
     with pytest.raises(UsageError, match=r"balanced needs an ImageDataModule.*give a list"):
         trainer.fit(classifier, given)
