@@ -86,6 +86,14 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + ([] if results[0] | changing == results[1] | changing else ["result.json"])
 
 
+def assert_same_numbers(one: Path, other: Path, rel: float) -> None:
+    """Two runs must have the same metrics, up to the order in which numbers were added."""
+    for first, second in zip(rows(one), rows(other), strict=True):
+        assert {k: float(v) for k, v in second.items()} == pytest.approx(
+            {k: float(v) for k, v in first.items()}, rel=rel
+        )
+
+
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint without what tells the time, or how often it was saved."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -3,15 +3,19 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Command, Patch, script
+from conftest import ROOT, Command, Patch, Said, script
 from snippets import broken_links, commands, run_snippets, snippets
+
+from data_modules.fashion_mnist import DEBIAN_FOLDER, FashionMNIST
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), DOCS / "api" / "index.md"])
@@ -40,6 +44,43 @@ def test_recipe_runs(recipe: str, project: Path, monkeypatch: Patch) -> None:
     data = ["--data_dir", "my_pictures"] if "ImageFolder" in recipe else ["--data", "fashion_mnist_sample"]
     words = ["--config", "recipe.yaml", *data, "--accelerator", "cpu", "--batch_size", "8", "--fast_dev_run"]
     assert script("train")(words) == 0
+
+
+# --- the commands of the README and of the pages that show everyday commands ---
+
+SHOWN = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("index", "configuration", "export", "how_it_works"))]
+EVERYDAY = sorted({line for page in SHOWN for line in commands(page) if line.startswith("python scripts/")})
+SLOW = ("--format all", "--int8", "scripts/sweep.py")
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.slow] * any(option in line for option in SLOW)) for line in EVERYDAY]
+)
+def test_command(line: str, project: Path, run: Path, monkeypatch: Patch) -> None:
+    if re.search("--data fashion_mnist |configs/fashion_mnist_", line) and not DEBIAN_FOLDER.exists():
+        pytest.skip("the full Fashion-MNIST is not installed here")
+    script, *words = shlex.split(line)[1:]
+    if "gpu" in words:  # only whether it is understood
+        words.append("--print_config")
+    elif script == "scripts/sweep.py":
+        words += ["--trials", "1", "--max_epochs", "1"]
+    elif script == "scripts/train.py" and words != ["--help"]:
+        words += ["--max_epochs", "2"] if "--resume" in words else ["--fast_dev_run", "--batch_size", "8"]
+        words += ["--accelerator", "cpu"]
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit) as stop:  # the script itself, without a process of its own that imports torch again
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stop.value.code == 0
+
+
+def test_python_that_loads_a_model(project: Path, run: Path, monkeypatch: Patch, capsys: Said) -> None:
+    loading = next(snippet.code for snippet in snippets(ROOT / "README.md") if "load_classifier" in snippet.code)
+    monkeypatch.chdir(project)
+    exec(loading, {})
+    labels = re.findall("'(.+?)'", capsys.readouterr().out)
+    assert len(labels) == 3
+    assert {*labels} <= {*FashionMNIST.class_names}
 
 
 # --- a network is one file and one line, a data set too ---------------------------------------------------------------
