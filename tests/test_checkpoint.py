@@ -187,7 +187,8 @@ PICKLES: dict[str, dict[str, Any]] = {
     "pickle that imports": {"epoch": Runs(__import__, "this")},
 }
 VGG = {"net": "torchvision/vgg16", "net_args": {"weights": "DEFAULT"}}
-HOSTILE: dict[str, tuple[dict[str, Any], str]] = {  # what is put into a good checkpoint, and what must be said of it
+# What is put into a good checkpoint, and what `load_classifier` must say of it; "" if it may load it.
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     **{name: (changes, "more than tensors") for name, changes in PICKLES.items()},
     "pickled network": ({"net": nn.Linear(1, 1)}, "more than tensors"),
     "path": ({"epoch": Path("x")}, "more than tensors"),
@@ -303,20 +304,6 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.fixture(params=[*HOSTILE, *DAMAGED])
-def bad(request: pytest.FixtureRequest, good: Path, monkeypatch: Patch) -> tuple[Path, str]:
-    """A file, and what `load_classifier` must say of it; "" if it may load it."""
-    monkeypatch.chdir(good.parent)
-    path, name = good.rename(good.with_name("bad.ckpt")), request.param
-    if name in DAMAGED:
-        damage, said = DAMAGED[name]
-        damage(path)
-    else:
-        changes, said = HOSTILE[name]
-        torch.save(changed(changes), path)
-    return path, said
-
-
 @pytest.mark.parametrize("name", PICKLES)
 def test_such_a_pickle_would_run_something(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -327,8 +314,16 @@ def test_such_a_pickle_would_run_something(name: str, tmp_path: Path, monkeypatc
     assert [event for event in events if "hacked" in event or "this" in event]
 
 
-def test_bad_files_are_refused_and_run_nothing(bad: tuple[Path, str], refused: Refused) -> None:
-    path, said = bad
+@pytest.mark.parametrize("name", [*HOSTILE, *DAMAGED])
+def test_bad_files_are_refused_and_run_nothing(name: str, good: Path, monkeypatch: Patch, refused: Refused) -> None:
+    monkeypatch.chdir(good.parent)
+    path = good.rename(good.with_name("bad.ckpt"))
+    if name in DAMAGED:
+        damage, said = DAMAGED[name]
+        damage(path)
+    else:
+        changes, said = HOSTILE[name]
+        torch.save(changed(changes), path)
     before = sorted(path.parent.rglob("*"))
     for load in (load_classifier, functools.partial(LitClassifier.load_from_checkpoint, map_location="cpu")):
         with suppress(Exception):  # once before, for what a refusal itself imports

@@ -20,8 +20,7 @@ from conftest import ROOT, Patch, Said, script
 from PIL import Image
 from resume_runs import assert_same_numbers, differences, rows
 
-from lit_nn import LitClassifier, load_classifier
-from lit_nn.nets import NETS
+from lit_nn import load_classifier
 
 pytestmark = pytest.mark.posix
 train = script("train")
@@ -141,15 +140,6 @@ def test_two_processes_train_validate_and_test_like_one(launcher: str, small: li
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cache", "images", "one", "two"}
     for once in ("Run folder: two", "Starting with 2 processes", "mlp ("):
         assert output.count(once) == 1, output
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_a_process_without_an_image_goes_through_the_network_all_the_same(net: str) -> None:
-    classifier = LitClassifier(["a", "b"], (1, 28, 28), [0.5], [0.5], net=net).eval()
-    batch = torch.zeros(0, 1, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
-    with torch.no_grad():
-        classifier.test_step(batch, 0)
-        assert classifier.predict_step(batch, 0).shape == (0, 2)
 
 
 @slow
