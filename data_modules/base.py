@@ -12,6 +12,7 @@ from data_modules.augment import Augment, Draws
 from data_modules.batches import Batch, BatchLoader, seeded_generator, stratified_split
 from data_modules.errors import DataError as DataError
 from data_modules.errors import DataNote, require
+from data_modules.images.fit import FITS
 
 Arrays = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W) and int64 labels (N,)
 Split = Literal["train", "val", "test"]
@@ -37,6 +38,8 @@ class ImageDataModule(L.LightningDataModule):
         data_dir: Folder in which the data set lies, or into which it is downloaded.
         batch_size: Training images per batch and process.
         val_fraction: Share of the training images that is held out for validation, if there is no such part.
+        fit: How an image of another size becomes one of this data set, one of `images.fit.FITS`: "crop" cuts out the
+            middle, "pad" shows the whole image between black bars, "squash" changes its shape.
         augment: What to do to training images: names joined by commas, "none", or "default" for what suits the data.
         sampling: Order of the training images in an epoch: "shuffled", or "balanced", which draws as many with
             replacement so that every class comes equally often.
@@ -57,6 +60,7 @@ class ImageDataModule(L.LightningDataModule):
         data_dir: str = "data",
         batch_size: int = 128,
         val_fraction: float = 0.1,
+        fit: Literal["crop", "pad", "squash"] = "crop",
         augment: str = "default",
         sampling: Literal["shuffled", "balanced"] = "shuffled",
         on_device: bool = False,
@@ -65,9 +69,11 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         require("val_fraction", val_fraction, 0 < val_fraction < 1, "between 0 and 1")
+        require("fit", fit, fit in FITS, ", ".join(FITS))
         require("sampling", sampling, sampling in ("shuffled", "balanced"), "shuffled or balanced")
         self.data_dir = os.path.expanduser(data_dir)  # noqa: PTH111 (Path.expanduser raises where there is no home)
         self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
+        self.fit = fit
         self.augment = Augment(self.default_augment if augment == "default" else augment)
         self.sampling, self.on_device = sampling, on_device
         # The parts() of the run that goes on or is evaluated, {} if it did not keep them: stronger than any option, and

@@ -10,14 +10,17 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 
 from data_modules.base import ImageDataModule
-from lit_nn.checkpoint import load_classifier
+from lit_nn.checkpoint import load_classifier, load_weights
 from lit_nn.errors import UsageError, look_up
 from lit_nn.initialise import init_weights
 from lit_nn.losses import LOSSES, balanced_weights
 from lit_nn.metrics import StageMetrics
 from lit_nn.model import ImageClassifier
+from lit_nn.nets import LIBRARIES, head_names
+from lit_nn.nets.pretrained import WEIGHT_FILES
 from lit_nn.optim import build_optimizer, build_schedule
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels (B,), or class probabilities (B, num_classes)
 
 
@@ -53,8 +56,12 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         mean: list[float],
         std: list[float],
         levels: int = 65535,
+        fit: str = "crop",
         net: str | nn.Module = "lenet",
         net_args: dict[str, Any] | None = None,
+        weights: str = "none",
+        backbone_lr: float | None = None,
+        freeze_epochs: int = 0,
         init: str = "default",
         loss: str = "cross_entropy",
         label_smoothing: float = 0.0,
@@ -66,26 +73,48 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         schedule: str = "one_cycle",
         schedule_args: dict[str, Any] | None = None,
         channels_last: bool = False,
-        flip_in_eval: bool = False,
+        flip_in_eval: bool | str = False,
     ) -> None:
-        super().__init__(class_names, image_shape, mean, std, levels, net, net_args, channels_last, flip_in_eval)
-        if init != "default" and (net_args or {}).get("weights"):
+        given, is_pretrained = weights != "none", isinstance(net, str) and net.startswith(LIBRARIES)
+        if given and not weights.endswith(WEIGHT_FILES) and not is_pretrained:
+            files = " ".join(WEIGHT_FILES)
+            raise UsageError(
+                f"weights is '{weights}', and net {net} has no published ones; give none, or a file ({files})"
+            )
+        if given and is_pretrained:
+            net_args = {**(net_args or {}), "weights": weights}
+        super().__init__(class_names, image_shape, mean, std, levels, fit, net, net_args, channels_last, flip_in_eval)
+        if given and init != "default":
             raise UsageError(f"init {init} would overwrite the pretrained weights; leave out one of the two")
         init_weights(self.net, init)
+        self.account = load_weights(self.net, weights) if weights.endswith(WEIGHT_FILES) else ""  # of what was taken
         self.loss = look_up(LOSSES, loss, "loss")
         if not 0 <= label_smoothing <= 1:
             raise UsageError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
         if not isinstance(class_weights, str):
             class_weights = [float(weight) for weight in class_weights]
-        self.save_hyperparameters(ignore=["net"])
-        self.save_hyperparameters(self.arguments)  # from which the same model is built again
+        backbone_lr = (0.1 if given else 1.0) if backbone_lr is None else backbone_lr
+        if backbone_lr < 0 or freeze_epochs < -1:
+            raise UsageError(
+                f"backbone_lr is {backbone_lr}, freeze_epochs {freeze_epochs}; at least 0 and -1 are allowed"
+            )
+        if freeze_epochs > 0 and schedule == "plateau":
+            raise UsageError("schedule plateau would keep a learning rate of 0; choose another one with freeze_epochs")
+        self.save_hyperparameters(ignore=["net", "weights"])
+        # From which the same model is built again.
+        self.save_hyperparameters({**self.arguments, "class_weights": class_weights, "backbone_lr": backbone_lr})
         self.register_buffer("class_weights", self._weights(class_weights), persistent=False)
         self.train_metrics = StageMetrics(len(class_names))
         self.val_metrics = StageMetrics(len(class_names))
         self.test_metrics = StageMetrics(len(class_names))
         self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
         self.timer: Timer | None = None  # where time alone ends the training
+        self.heads = tuple(f"net.{name}." for name in head_names(self.net))
         self.decayed = [param.ndim > 1 for param in self.parameters()]  # kept, because FSDP makes all of them flat
+        self.in_body = [not name.startswith(self.heads) for name, _ in self.named_parameters()]
+        if freeze_epochs == -1:
+            for param, in_body in zip(self.parameters(), self.in_body, strict=True):
+                param.requires_grad_(not in_body)
         self._optimizer_and_schedule(may_fuse=False)  # a wrong option is refused now, not after the data has been read
 
     @classmethod
@@ -175,6 +204,27 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     def on_train_start(self) -> None:
         """Learn how long the training is; asking earlier would lose the place of a restored loader (PL#20550)."""
         self.total_steps = self.trainer.estimated_stepping_batches
+        self.freeze_statistics()
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze or release the statistics of BatchNorm."""
+        self.freeze_statistics()
+
+    def freeze_statistics(self) -> None:
+        """Keep BatchNorm of a frozen body from learning, too."""
+        if self.hparams["freeze_epochs"]:
+            for name, layer in self.named_modules():
+                if isinstance(layer, BATCH_NORMS) and not f"{name}.".startswith(self.heads):
+                    layer.train(not self.is_frozen(self.trainer.current_epoch))
+
+    def is_frozen(self, epoch: int) -> bool:
+        """Whether only the last layer learns in an epoch."""
+        return self.hparams["freeze_epochs"] == -1 or epoch < self.hparams["freeze_epochs"]
+
+    def starts_frozen(self) -> bool:
+        """Whether only the last layer learns in the next step."""
+        trainer = self._trainer
+        return self.is_frozen(trainer.current_epoch + trainer.is_last_batch if trainer else 0)
 
     def progress(self, steps: int) -> float:
         """Which part of the training is done after so many steps, 0 to 1."""
@@ -197,11 +247,15 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             hparams["lr"],
             hparams["weight_decay"],
             self.decayed,
+            self.in_body if hparams["backbone_lr"] != 1 or hparams["freeze_epochs"] else None,
+            hparams["backbone_lr"],
             may_fuse=may_fuse,
             **(hparams["optimizer_args"] or {}),
         )
         # A function of the progress holds no number of steps, so a resumed run may be made longer.
-        schedule = build_schedule(hparams["schedule"], optimizer, self.progress, **(hparams["schedule_args"] or {}))
+        schedule = build_schedule(
+            hparams["schedule"], optimizer, self.progress, self.starts_frozen, **(hparams["schedule_args"] or {})
+        )
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(**schedule)}  # type: ignore[typeddict-item]
 
     def _weights(self, class_weights: str | list[float]) -> Tensor | None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from data_modules import FashionMNISTSample
 from lit_nn import LitClassifier, load_classifier
-from lit_nn.checkpoint import CHECKPOINT_FORMAT, CheckpointError, init_from
+from lit_nn.checkpoint import CHECKPOINT_FORMAT, CheckpointError, load_weights
 from lit_nn.nets import NETS, build_net
 
 train = script("train")
@@ -143,23 +143,24 @@ def test_everything_but_the_head_goes_to_another_number_of_classes(net: str, hea
     torch.save(checkpoint, path := tmp_path / "two.ckpt")
     fresh = build_net(net, 1, 3, (28, 28))
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    lines = init_from(fresh, path).splitlines()
-    assert lines[0] == f"{len(before) - 2} tensors taken from {path}, 2 not:"
+    lines = load_weights(fresh, path).splitlines()
+    assert lines[0] == f"{len(before) - 2} of {len(before)} tensors taken from {path}"
+    assert len(lines) == 3
     for name, tensor in fresh.state_dict().items():
         shape, new = tuple(tensor.shape), name.startswith(head)
         assert torch.equal(tensor, before[name] if new else checkpoint["state_dict"][f"net.{name}"])
-        why = f"{name}: {(2, *shape[1:])} in the checkpoint, {shape} in this network"
-        assert (f"  not taken  {why}" if new else f"  taken      {name} {shape}") in lines
+        why = f"  not taken  {name}: {(2, *shape[1:])} in the file, {shape} in this network"
+        assert (why in lines) == new
 
 
 def test_names_of_either_side_alone_are_said_and_nothing_in_common_is_an_error(good: Path) -> None:
     same = nn.Linear(64, 8)
-    lines = init_from(nn.ModuleDict({"linear_relu_stack": nn.ModuleList([same]), "more": nn.Linear(2, 2)}), good)
-    assert "  not taken  more.bias: not in the checkpoint" in lines
-    assert "  not taken  linear_relu_stack.2.bias: not in this network" in lines
+    lines = load_weights(nn.ModuleDict({"linear_relu_stack": nn.ModuleList([same]), "more": nn.Linear(2, 2)}), good)
+    assert "  not taken  more.bias: none in the file, (2,) in this network" in lines
+    assert "  not taken  linear_relu_stack.2.bias: (8,) in the file, none in this network" in lines
     assert torch.equal(same.weight, contents()["state_dict"][LINEAR])
-    with pytest.raises(CheckpointError, match=r"good\.ckpt: not one of its 6 tensors"):
-        init_from(build_net("lenet", 1, 10, (28, 28)), good)
+    with pytest.raises(CheckpointError, match=r"good\.ckpt is of another network: of the 10 tensors here, only 0"):
+        load_weights(build_net("lenet", 1, 10, (28, 28)), good)
 
 
 # --- damaged and hostile ones -----------------------------------------------------------------------------------------

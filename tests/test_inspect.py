@@ -35,7 +35,7 @@ def test_lenet_from_a_process_of_its_own(command: Command) -> None:
     assert done.returncode == 0, done.stderr
     text = re.sub("[ |]+", " ", done.stdout)  # | is what rich draws where the encoding is an old one
     assert "(fc3): Linear(in_features=84, out_features=10, bias=True)" in text  # the tree
-    assert "61,706 parameters, 61,706 of them trained" in text
+    assert "61,706 parameters" in text
     for line in (
         "the network LeNet (B, 1, 32, 32) (B, 10)",
         "conv1 Conv2d (B, 1, 32, 32) (B, 6, 28, 28) 156",
@@ -62,8 +62,7 @@ def test_own_arguments_change_the_network(capsys: Said) -> None:
     dotted = shown(["--net=mlp", "--model.net_args.hidden=16", "--image_shape=3,8,8", "--num_classes=5"], capsys)
     assert flat == dotted
     assert "3,445 parameters" in flat  # 192 * 16 + 16 + 16 * 16 + 16 + 16 * 5 + 5
-    words = ["--net", "torchvision/squeezenet1_1", "--net_args.freeze_backbone", "true", "--image_shape", "3,32,32"]
-    assert "727,626 parameters, 5,130 of them trained" in shown(words, capsys)  # 512 * 10 + 10 in the last convolution
+    assert "727,626 parameters" in shown(["--net", "torchvision/squeezenet1_1", "--image_shape", "3,32,32"], capsys)
 
 
 def test_a_checkpoint_tells_what_it_holds(tmp_path: Path, capsys: Said) -> None:

@@ -76,7 +76,7 @@ MISTAKES = {
     "--strategy ddp --devices 2 --sync_batchnorm": ["--sync_batchnorm", "GPU", "leave it out"],
     "--fast_dev_run --resume last": ["--resume"],
     "--resume nowhere": ["nowhere", "no such file"],
-    "--init_from nowhere.ckpt": ["nowhere.ckpt: no such file"],
+    "--weights nowhere.ckpt": ["nowhere.ckpt: no such file"],
     **({} if torch.cuda.is_available() else {"--accelerator gpu": ["--accelerator cpu"]}),
     # Only found in training.
     "--schedule plateau --trainer.check_val_every_n_epoch 2 --max_epochs 2": ["val_loss which is not available"],
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_keeps_no_parts_keeps_its_seed(tmp_path: Path, capsys:
 def test_images_that_weights_were_trained_on_are_not_tested_in_silence(tmp_path: Path, capsys: Said) -> None:
     words = [*FEW, "--data", "image_folder", "--data_dir", images_in(tmp_path / "images", "a", "b")]
     assert train([*words, "--run_dir", str(tmp_path / "one")]) == 0
-    start = ["--init_from", str(tmp_path / "one" / "checkpoints" / "best.ckpt")]
+    start = ["--weights", str(tmp_path / "one" / "checkpoints" / "best.ckpt")]
     assert train([*words, *start, "--run_dir", str(tmp_path / "same")]) == 0
     assert "was trained on" not in capsys.readouterr().out
     assert train([*words, *start, "--seed", "7", "--run_dir", str(tmp_path / "other")]) == 0
@@ -155,15 +155,10 @@ def test_a_mistyped_flag_is_refused_before_torch_is_imported(command: Command) -
     assert command("-c", program).stdout == "2 False\n"
 
 
-@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
-@pytest.mark.parametrize(
-    "words", ["--compile", "--ema 0.9", "--early_stopping 3", "--init_from x.ckpt", "--save_every_steps 5"]
-)
-def test_what_would_be_ignored_is_refused(words: str, stage: str, best: str, refused: Refused) -> None:
-    assert words.split()[0] in refused(lightning_cli, [stage, "--ckpt_path", best, *words.split()])
-
-
-def test_a_folder_that_nothing_reads_is_refused(best: str, refused: Refused) -> None:
+def test_what_would_be_ignored_is_refused(best: str, refused: Refused) -> None:
+    for words in ("--compile", "--ema 0.9", "--early_stopping 3", "--weights x.ckpt", "--save_every_steps 5"):
+        for stage in ("validate", "test", "predict"):
+            assert words.split()[0] in refused(lightning_cli, [stage, "--ckpt_path", best, *words.split()])
     for name, given in (
         ("train", ["--data_dir", "my images"]),
         ("train", ["--data", "FashionMNISTSample", "--data.init_args.data_dir=my images"]),
@@ -263,7 +258,7 @@ def test_a_tilde_is_ones_home_however_it_is_written(tmp_path: Path, monkeypatch:
     data = ["--data=image_folder", "--data_dir=~/images"]
     for words in (
         ["fit", *FEW, "--config=~/mine.yaml"],
-        ["fit", *FEW, "--run_dir=~/by_word", *data, f"--init_from={best}"],
+        ["fit", *FEW, "--run_dir=~/by_word", *data, f"--weights={best}"],
         ["fit", "--resume=~/by_word", "--max_epochs", "2"],
         ["fit", "--resume", best, "--run_dir", "~/other", "--max_epochs", "2"],
         ["test", f"--ckpt_path={best}"],

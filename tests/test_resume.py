@@ -336,7 +336,7 @@ def test_batches_of_another_size_start_the_epoch_again(accumulate: int, tmp_path
         ("--resume last --data cifar10", ["last.ckpt", "classes"]),
         ("--resume last --optimizer sgd --max_epochs 9", ["--optimizer", "adamw", "sgd"]),
         ("--resume last --schedule plateau --max_epochs 9", ["--schedule", "one_cycle", "plateau"]),
-        ("--resume last --model.optimizer_args.amsgrad true --max_epochs 9", ["amsgrad", "--init_from"]),
+        ("--resume last --model.optimizer_args.amsgrad true --max_epochs 9", ["amsgrad", "--weights"]),
         ("--resume runs/x/run --run_dir other --max_epochs 4", ["other", "another run"]),
         ("--resume last --run_dir nowhere", ["nowhere"]),
     ],

@@ -40,8 +40,8 @@ from lit_nn.engine.resume import RunState, SafeCheckpointIO
 from lit_nn.errors import UsageError, brief, other_classes
 
 FSDP_UNIT = 10_000_000  # parameters of a part of a network that FSDP gathers only while it is needed
-DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels")  # what the data set tells the classifier
-FOR_FIT = ("compile", "ema", "early_stopping", "init_from", "save_every_steps", "save_every_minutes")
+DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels", "fit")  # what the data set tells the classifier
+FOR_FIT = ("compile", "ema", "early_stopping", "model.weights", "save_every_steps", "save_every_minutes")
 
 
 class LitCLI(LightningCLI):
@@ -73,7 +73,9 @@ class LitCLI(LightningCLI):
         for file in files:
             read_yaml(Path(file))  # says what the parser would not
         if stage != "fit" and (useless := [name for name in FOR_FIT if values_of(f"--{name}", words)]):
-            raise UsageError(f"--{useless[0]} is for a training, and {stage} is none; leave it out")
+            raise UsageError(
+                f"--{useless[0].removeprefix('model.')} is for a training, and {stage} is none; leave it out"
+            )
         self.previous: PreviousRun | None = None  # the run that is continued
         self.checkpoint: dict[str, Any] = {}  # that is continued, validated or tested
         if stage == "fit" and resumed:
@@ -200,8 +202,8 @@ class LitCLI(LightningCLI):
         """Build data module, classifier and Trainer."""
         if self.stage == "fit":
             check_options(self.config, self.tests, self.previous is not None)
-            typed = values_of("--init_from", self.words)
-            refuse({"--init_from is for the start of a run; leave it out with --resume": self.previous and typed})
+            typed = values_of("--model.weights", self.words)
+            refuse({"--weights is for the start of a run; leave it out with --resume": self.previous and typed})
             self.run_dir = self._run_folder()
         elif not self.config.ckpt_path:
             raise UsageError(f"{self.stage} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")

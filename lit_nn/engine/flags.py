@@ -21,10 +21,11 @@ class Flag:
 
 
 FLAGS = [
-    Flag("net", "model.net", "lenet", "network: {nets}, or torchvision/NAME (for instance torchvision/resnet18)"),
+    Flag("net", "model.net", "lenet", "network: {nets}, torchvision/NAME or timm/NAME"),
     Flag("data", "data", "fashion_mnist_sample", f"data set: {', '.join(DATA_SETS)}"),
     Flag("data_dir", "data.data_dir", "data", "folder of the data set; what is downloaded goes there"),
     Flag("batch_size", "data.batch_size", "128", "training images per step and process"),
+    Flag("fit", "data.fit", "crop", "how an image becomes one of the model's size: crop, pad (show all of it), squash"),
     Flag("augment", "data.augment", "default", "changes to training images, joined by commas, or none: {augment}"),
     Flag("max_epochs", "trainer.max_epochs", "20", "times that the training goes through all training images"),
     Flag("lr", "model.lr", "0.003", "learning rate, the highest one of the schedule"),
@@ -35,7 +36,16 @@ FLAGS = [
     Flag("label_smoothing", "model.label_smoothing", "0.0", "share of the target spread evenly over all classes"),
     Flag("class_weights", "model.class_weights", "none", 'in the loss: none, balanced, or a list: "[1, 2.5]"'),
     Flag("init", "model.init", "default", "how the weights start, for instance kaiming_normal (lit_nn/initialise.py)"),
-    Flag("init_from", "init_from", "null", "checkpoint whose weights are taken where names and shapes agree", str),
+    Flag(
+        "weights",
+        "model.weights",
+        "none",
+        "to start with: default, a published tag, or a file (.pth, .safetensors, ...)",
+    ),
+    Flag(
+        "backbone_lr", "model.backbone_lr", "null", "factor of the lr for all layers but the last [0.1 with --weights]"
+    ),
+    Flag("freeze_epochs", "model.freeze_epochs", "0", "epochs in which only the last layer learns; -1: all"),
     Flag("accelerator", "trainer.accelerator", "auto", "cpu, gpu, mps, tpu, or auto: the best one that is here"),
     Flag("devices", "trainer.devices", "auto", "how many of them, or which"),
     Flag("num_nodes", "trainer.num_nodes", "1", "how many machines"),
@@ -44,7 +54,12 @@ FLAGS = [
     Flag("precision", "trainer.precision", "32-true", "number format: 32-true, bf16-mixed, 16-mixed"),
     Flag("channels_last", "model.channels_last", "false", "order of memory that wide convolutions compute faster in"),
     Flag("compile", "compile", "false", "compile the network; pays for itself on a GPU or in a long run", bool),
-    Flag("flip_in_eval", "model.flip_in_eval", "false", "outside of training, classify each image mirrored too"),
+    Flag(
+        "flip_in_eval",
+        "model.flip_in_eval",
+        "false",
+        "outside of training, classify each image mirrored too; both: upside down, too",
+    ),
     Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation; true: any"),
     Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),
     Flag("ema", "ema", "null", "decay of a moving average (0.99 to 0.9999) to use instead of the weights", float),

@@ -41,6 +41,11 @@ class PreviousRun:
         if self.path is not None:
             self.checkpoint = read_checkpoint(self.path)
             self.settings = plain_settings(self.checkpoint, self.path, trusted)
+            # What the run began with is not asked for again: the checkpoint has the weights, and what belongs to them.
+            its = self.checkpoint["hyper_parameters"]
+            own = {"weights": "none", **{name: its[name] for name in ("net_args", "backbone_lr") if name in its}}
+            for settings in (self.settings, self.checkpoint["settings"]):
+                settings["model"].update(own)
         else:
             assert self.folder is not None
             self.settings = known_options(read_yaml(self.folder / "config.yaml"))
@@ -49,7 +54,7 @@ class PreviousRun:
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""
         before, now = self.checkpoint["hyper_parameters"], classifier.hparams
-        anew = "start a new run, with --init_from to take over what fits"
+        anew = "start a new run, with --weights CKPT to take over what fits"
         others = other_classes(before["class_names"], now["class_names"])
         misfit = check_tensors(classifier, self.checkpoint["state_dict"])
         optimizer, schedules = now["optimizer"], {before.get("schedule"), now["schedule"]}
@@ -57,7 +62,8 @@ class PreviousRun:
         more = [name for name in MORE_STATE.get(optimizer, ()) if args_now.get(name) and not args_before.get(name)]
         # FSDP numbers the parameters of an optimizer in the order of the layers, the others in that of its groups.
         trained = [number for number, parameter in enumerate(classifier.parameters()) if parameter.requires_grad]
-        in_groups = sorted(trained, key=lambda number: not classifier.decayed[number])
+        kinds, apart = list(zip(classifier.in_body, classifier.decayed, strict=True)), now["backbone_lr"] != 1
+        in_groups = sorted(trained, key=lambda n: (not (kinds[n][0] and apart), not kinds[n][1]))
         saved = [n for group in self.checkpoint["optimizer_states"][0]["param_groups"] for n in group["params"]]
         refuse(
             {

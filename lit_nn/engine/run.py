@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from data_modules.files import atomic_path
 from data_modules.images.parts import among
-from lit_nn.checkpoint import init_from, read_checkpoint
+from lit_nn.checkpoint import CheckpointError, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
 from lit_nn.engine.cli import DESCRIPTION, LitCLI
@@ -113,9 +113,8 @@ def _prepare_training(cli: LitCLI) -> None:
     trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer)
     if cli.previous is not None and cli.previous.path is not None:
         _continue(cli, cli.previous)
-    elif config.init_from:
-        config.init_from = os.path.expanduser(config.init_from)  # noqa: PTH111 (from YAML)
-        rank_zero_only(print)(init_from(model.net, config.init_from))
+    elif model.account:
+        rank_zero_only(print)(model.account)
     if config.compile:
         model.net.compile()  # in place: the names of its weights stay, and a checkpoint does not know of it
     if not trainer.is_global_zero:
@@ -128,13 +127,16 @@ def _prepare_training(cli: LitCLI) -> None:
     )
     if changes := data.part_changes():
         print(changes)
-    if config.init_from and cli.previous is None and (tested := data.parts().get("test")) is not None:
-        had = read_checkpoint(config.init_from).get("parts", {})
+    if model.account and (tested := data.parts().get("test")) is not None:
+        had: dict[str, torch.Tensor] = {}
+        with contextlib.suppress(CheckpointError):  # other weights do not say what they were trained on
+            had = read_checkpoint(os.path.expanduser(config.model.weights)).get("parts", {})  # noqa: PTH111
         seen = [had[part].numpy() for part in ("train", "val") if part in had]
         if seen and (count := among(tested.numpy(), np.concatenate(seen)).sum()):
             print(
-                f"warning: {config.init_from} was trained on {count} of the images that are to be tested, so the test "
-                "will look better than it is; give --seed and --data.test_fraction of that run, or lay out a test part"
+                f"warning: {config.model.weights} was trained on {count} of the images that are to be tested, so the "
+                "test will look better than it is; give --seed and --data.test_fraction of that run, or lay out a test "
+                "part"
             )
     if cli.run_dir is not None:
         if cli.previous is not None:

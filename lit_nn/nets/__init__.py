@@ -9,8 +9,9 @@ The contract of a network:
   ``image_size: tuple[int, int]``, (H, W) in pixels.
 - ``image_size``, an attribute of class or instance: the (H, W) that forward expects, ``None`` for any.
 - ``forward`` takes float (B, in_channels, H, W) and returns logits (B, num_classes), which may be negative.
-- ``rebuild_args``, only where the arguments cannot simply be given again (``torchvision/<name>`` with downloaded
-  weights): the ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
+- ``rebuild_args``, only where the arguments cannot simply be given again (``timm/NAME`` with downloaded weights): the
+  ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
+- ``head_names``, only where the layer onto the classes is not the last linear or convolutional one: their names.
 - It is a plain ``nn.Module`` and never imports Lightning. Lazy layers are welcome: ``build_net`` sends an image
   through every new network, which gives them their shapes before anyone looks at the parameters.
 """
@@ -38,7 +39,7 @@ NETS: dict[str, type[nn.Module]] = {
     if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__.startswith(f"{__name__}.")
 }
 
-TORCHVISION = "torchvision/"
+LIBRARIES = ("torchvision", "timm")  # of which each network is LIBRARY/NAME
 LARGEST_TRIED = 256 * 256  # pixels of an image; what does not fit together shows at small ones, which take no time
 
 
@@ -54,7 +55,7 @@ def build_net(
     One of ``NETS`` is tried out on an image, so that what does not fit together is said here and not in the training.
 
     Args:
-        name: A key of ``NETS``, or ``torchvision/<name>`` for a classification model of torchvision.
+        name: A key of ``NETS``, or ``torchvision/NAME`` or ``timm/NAME`` for a classification network of theirs.
         in_channels: Channels of the images.
         num_classes: Number of logits.
         image_size: (H, W) of the data's images in pixels; only networks that take it are given it.
@@ -105,15 +106,23 @@ def _try_out(net: nn.Module, what: str, shape: tuple[int, int, int], num_classes
         raise UsageError(f"{what} gives {given} for one image {shape}; logits would be (1, {num_classes})")
 
 
+def head_names(net: nn.Module) -> list[str]:
+    """Names of the layers onto the classes; all the others are the body."""
+    layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return getattr(net, "head_names", None) or layers[-1:]
+
+
 def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:
     """Find a network's class and the arguments that the name itself stands for."""
     if name in NETS:
         return NETS[name], {}
     # Only now: importing torchvision takes a second that the project's own networks do not need.
-    from lit_nn.nets.pretrained import TorchvisionNet, torchvision_names
+    from lit_nn.nets.pretrained import PretrainedNet, names_of
 
-    if name.startswith(TORCHVISION):
-        return TorchvisionNet, {"name": name.removeprefix(TORCHVISION)}
-    if name in torchvision_names():
-        raise UsageError(f"unknown net '{name}'. Did you mean {TORCHVISION}{name}?")
-    return look_up(dict.fromkeys([*NETS, f"{TORCHVISION}<name>"], TorchvisionNet), name, "net"), {}  # raises
+    library, _, its_name = name.partition("/")
+    if library in LIBRARIES:
+        return PretrainedNet, {"library": library, "name": its_name}
+    if name in names_of("torchvision"):
+        raise UsageError(f"unknown net '{name}'. Did you mean torchvision/{name}?")
+    allowed = [*NETS, *(f"{library}/NAME" for library in LIBRARIES)]
+    return look_up(dict.fromkeys(allowed, PretrainedNet), name, "net"), {}  # raises
