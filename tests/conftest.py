@@ -1,15 +1,19 @@
 """What all tests share: no network, one thread per worker, and the commands as a user types them."""
 
+import contextlib
 import csv
 import functools
 import importlib.util
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the workers share the cores
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what lightning calls
@@ -28,6 +32,8 @@ runpy.run_path(str(GUARD / "sitecustomize.py"))  # this process
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))  # its children
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Process = subprocess.Popen[str]
+Start = Callable[..., Process]
 Refused = Callable[..., str]
 Patch = pytest.MonkeyPatch
 Said = pytest.CaptureFixture[str]
@@ -62,6 +68,44 @@ def command(tmp_path: Path) -> Command:
         return subprocess.run(line, cwd=cwd, capture_output=True, encoding="utf-8", timeout=timeout, check=False)
 
     return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start scripts/NAME.py in an empty folder; whatever it starts itself ends with the test.
+
+    ``ended(start("train", "--net", "mlp"))``
+    """
+    started: list[Process] = []
+
+    def run(name: str, *words: str | Path) -> Process:
+        line = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, words)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(line, cwd=tmp_path, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def ended(process: Process, status: int = 0) -> str:
+    """What a command has printed until it ended."""
+    output = process.communicate(timeout=280)[0]
+    assert process.returncode == status, output
+    assert "Traceback" not in output
+    return output
+
+
+def wait_until(condition: Callable[[], object], process: Process) -> None:
+    """Wait while a command does its work, which must not end before."""
+    end = time.monotonic() + 280
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.fixture

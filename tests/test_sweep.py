@@ -1,22 +1,17 @@
 """The hyper-parameter search: what it refuses, what it writes, and that nothing is lost however it is killed."""
 
-import contextlib
 import os
 import random
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 import yaml
-from conftest import ROOT, Command, Patch, Refused, Said, rows_of, script
+from conftest import ROOT, Command, Patch, Refused, Said, Start, ended, rows_of, script, wait_until
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from snippets import commands, run_snippets
@@ -26,7 +21,6 @@ from lit_nn.checkpoint import read_checkpoint
 QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "8", "--max_epochs"]
 SPACE = "lr: {low: 1e-4, high: 1e-2, log: true}\noptimizer: [adamw, nesterov]\nbatch_size: {low: 16, high: 64}\n"
 PAGE = ROOT / "docs" / "sweep.md"
-Search = subprocess.Popen[str]
 
 
 @pytest.fixture
@@ -99,55 +93,20 @@ def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
     assert "holds another search" in refused(script("sweep"), [*words, "--seed", "3"])
 
 
-@pytest.fixture
-def start(tmp_path: Path, folder: Path) -> Iterator[Callable[..., Search]]:
-    """Start a search in a process group of its own, which the test does not leave behind."""
-    started: list[Search] = []
-
-    def run(*words: object) -> Search:
-        line = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "space.yaml", *map(str, words)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(line, cwd=tmp_path, start_new_session=True, **pipes))
-        return started[-1]
-
-    yield run
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
-
-
-def ended(process: Search, status: int = 0) -> str:
-    """What a search has printed until it ended."""
-    output = process.communicate(timeout=900)[0]
-    assert process.returncode == status, output
-    assert "Traceback" not in output
-    return output
-
-
-def wait_until(condition: Callable[[], object], process: Search) -> None:
-    end = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 @pytest.mark.slow
 @pytest.mark.posix
 @pytest.mark.timeout(1200)
-def test_two_searches_killed_at_random_moments_lose_nothing(tmp_path: Path, start: Callable[..., Search]) -> None:
+def test_two_searches_killed_at_random_moments_lose_nothing(tmp_path: Path, start: Start) -> None:
     words, rng = [*QUICK, "4", "--trials", "10", "--study_dir"], random.Random(seed := time.time_ns())
-    ended(start(*words, "quiet"))
+    ended(start("sweep", "space.yaml", *words, "quiet"))
     for count, kill in ((0, os.killpg), (2, os.kill), (4, os.killpg)):  # all of it, or a search without its training
-        searches = [start(*words, "killed") for _ in range(2)]
+        searches = [start("sweep", "space.yaml", *words, "killed") for _ in range(2)]
         wait_until(lambda count=count: len(finished(tmp_path / "killed")) >= count, searches[0])  # type: ignore[misc]
         time.sleep(rng.uniform(5, 13))  # somewhere in the next ones
         for process in searches:
             kill(process.pid, signal.SIGKILL)
             process.wait()
-    ended(start(*words, "killed"))
+    ended(start("sweep", "space.yaml", *words, "killed"))
     quiet, killed = (trials_of(tmp_path / name) for name in ("quiet", "killed"))
     assert [trial.params for trial in killed] == [trial.params for trial in quiet], seed
     assert any(len(trial.intermediate_values) < 4 for trial in quiet)  # that is what pruning is for
@@ -163,18 +122,18 @@ def test_two_searches_killed_at_random_moments_lose_nothing(tmp_path: Path, star
 @pytest.mark.slow
 @pytest.mark.posix
 @pytest.mark.timeout(600)
-def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path, start: Callable[..., Search]) -> None:
+def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path, start: Start) -> None:
     Path("space.yaml").write_text("lr: 0.001\n", encoding="utf-8")
-    words = shlex.split("--max_epochs 1 --batch_size 2 --accelerator cpu --trials 1 --save_every_steps 50")
+    words = shlex.split("space.yaml --max_epochs 1 --batch_size 2 --accelerator cpu --trials 1 --save_every_steps 50")
     last, log = folder / "trial-0000" / "checkpoints" / "last.ckpt", folder / "trial-0000.txt"
-    process = start(*words)
+    process = start("sweep", *words)
     wait_until(last.exists, process)  # it is in the epoch, which has 2,700 steps
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert "type the same command again" in ended(process, 130)
     assert "SIGINT: saving after this step" in log.read_text(encoding="utf-8")
     steps = read_checkpoint(last)["global_step"]
     assert 50 <= steps < 2700
-    ended(start(*words))
+    ended(start("sweep", *words))
     assert f"after 0 epochs, {steps} steps" in log.read_text(encoding="utf-8")
 
 
