@@ -7,7 +7,7 @@ import warnings
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -228,19 +228,6 @@ def test_every_data_set_describes_itself(name: str) -> None:
         assert len(cls.mean) == len(cls.std) == cls.image_shape[0]
         assert all(0 < mean < 1 for mean in cls.mean)
         assert len(set(cls.class_names)) == len(cls.class_names) >= 2
-
-
-def test_an_unknown_data_set() -> None:
-    with pytest.raises(OptionError, match=r"'cifar_10'\. Did you mean cifar10\? Allowed: .*image_folder"):
-        data_class("cifar_10")
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"batch_size": 0}, {"val_fraction": 1.0}, {"sampling": "weighted"}, {"augment": "x"}]
-)
-def test_wrong_options(wrong: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=next(iter(wrong))[:7]):
-        FashionMNISTSample(**wrong)
 
 
 def test_the_home_folder_can_be_written_as_a_tilde(monkeypatch: Patch, tmp_path: Path) -> None:

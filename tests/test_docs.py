@@ -101,6 +101,7 @@ def typed(tmp_path: Path, command: Command, monkeypatch: Patch) -> Typed:
         first, *others = shlex.split(line)[1:]
         done = command(tmp_path / first if first.endswith(".py") else first, *others, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert first != "scripts/train.py" or not re.search("Tip:|litlogger|Warning", done.stdout + done.stderr)
         return done.stdout
 
     return output_of

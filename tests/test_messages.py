@@ -46,6 +46,8 @@ MISTAKES = {
     "--data.image_size 5": ["data.image_size is an option of image_folder only"],
     "--data_dir \udcffictures": ["'?ictures' is not UTF-8"],
     "--data.sampling even": ["sampling", "even", "shuffled", "balanced"],
+    "--data cifar_10": ["'cifar_10'. Did you mean cifar10?", "image_folder"],
+    "--data.val_fraction 1.0": ["val_fraction"],
     "--data.batch_sise 3": ["batch_sise", "data.batch_size"],
     "--batch_size 0": ["batch_size is 0; it must be at least 1"],
     "--augment flipp": ["unknown augmentation 'flipp'", *AUGMENTATIONS],
