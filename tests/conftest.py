@@ -93,7 +93,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def ended(process: Process, status: int = 0) -> str:
     """What a command has printed until it ended."""
-    output = process.communicate(timeout=280)[0]
+    output = process.communicate(timeout=900)[0]
     assert process.returncode == status, output
     assert "Traceback" not in output
     return output

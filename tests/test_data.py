@@ -202,9 +202,6 @@ def test_arrays_that_do_not_fit_the_description_are_refused(
         Tiny().split("train")
 
 
-# --- what a run remembers ---------------------------------------------------------------------------------------------
-
-
 def test_a_run_keeps_its_validation_part() -> None:
     run = Tiny(val_fraction=0.25, seed=3)
     again, older, new = (Tiny(val_fraction=0.5, seed=4) for _ in range(3))

@@ -347,9 +347,6 @@ def test_tensorboard_shows_a_continued_run_once(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("train_loss_step")] == list(range(8))
 
 
-# --- averaged weights -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_the_average_is_that_of_all_steps(precision: str, tmp_path: Path, monkeypatch: Patch) -> None:
     seen: dict[int, dict[str, torch.Tensor]] = {}  # the weights after each step
