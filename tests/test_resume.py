@@ -314,26 +314,24 @@ def test_batches_of_another_size_start_the_epoch_again(accumulate: int, tmp_path
     assert float(rows(folder)[-1]["lr"]) < 1e-6 or accumulate == 2  # at its end all the same
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("--resume last --net mlp", ["last.ckpt", "lenet", "mlp"]),
-        ("--resume last --data cifar10", ["last.ckpt", "classes"]),
-        ("--resume last --optimizer sgd --max_epochs 9", ["--optimizer", "adamw", "sgd"]),
-        ("--resume last --schedule plateau --max_epochs 9", ["--schedule", "one_cycle", "plateau"]),
-        ("--resume last --model.optimizer_args.amsgrad true --max_epochs 9", ["amsgrad", "--weights"]),
-        ("--resume runs/x/run --run_dir other --max_epochs 4", ["other", "another run"]),
-        ("--resume last --run_dir nowhere", ["nowhere"]),
-    ],
-)
-def test_what_cannot_be_continued_is_said_before_training(
-    words: str, named: list[str], copy: Path, refused: Refused
-) -> None:
+REFUSED = {
+    "--resume last --net mlp": ["last.ckpt", "lenet", "mlp"],
+    "--resume last --data cifar10": ["last.ckpt", "classes"],
+    "--resume last --optimizer sgd --max_epochs 9": ["--optimizer", "adamw", "sgd"],
+    "--resume last --schedule plateau --max_epochs 9": ["--schedule", "one_cycle", "plateau"],
+    "--resume last --model.optimizer_args.amsgrad true --max_epochs 9": ["amsgrad", "--weights"],
+    "--resume runs/x/run --run_dir other --max_epochs 4": ["other", "another run"],
+    "--resume last --run_dir nowhere": ["nowhere"],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_continued_is_said_before_training(words: str, copy: Path, refused: Refused) -> None:
     Path("other").mkdir()
     Path("other/config.yaml").write_text("seed_everything: 1\n")
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     said = refused(train, words.split(), 1, 2)
-    assert [word for word in named if word not in said] == []
+    assert [word for word in REFUSED[words] if word not in said] == []
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 

@@ -45,26 +45,25 @@ def accuracies(run: Path) -> dict[int, float]:
     return {int(row["epoch"]): float(row["val_acc"]) for row in rows_of(run / "metrics.csv")}
 
 
-@pytest.mark.parametrize(
-    ("text", "words", "parts"),
-    [
-        ("lr: [1, 2\n", [], ["space.yaml: while parsing", "list or range"]),
-        ("", [], ["space.yaml: ", "list or range"]),
-        ("lr: {low: 1e-4, high: 1e-2, lg: 2}\n", [], ["space.yaml: lr: ", "'lg'"]),
-        ("lr: {low: 1e-2, high: 1e-4}\n", [], ["space.yaml: lr: ", "low"]),
-        ("optimiser: [adamw]\n", [], ["optimiser", "Did you mean optimizer"]),
-        ("optimizer: [adamw, adm]\n", [], ["adm", "Did you mean adam"]),
-        ("max_epochs: {low: 0.5, high: 2}\n", [], ["max_epochs", "0.5"]),
-        (SPACE, ["--max_epoch", "3"], ["max_epoch", "max_epochs"]),
-        (SPACE, ["--trials", "many"], ["--trials", "many"]),
-    ],
-)
-def test_what_is_wrong_is_refused_before_any_trial(
-    text: str, words: list[str], parts: list[str], folder: Path, refused: Refused
-) -> None:
-    Path("space.yaml").write_text(text, encoding="utf-8")
+WRONG = {  # the text of a search space, or options
+    "lr: [1, 2\n": ["space.yaml: while parsing", "list or range"],
+    "": ["space.yaml: ", "list or range"],
+    "lr: {low: 1e-4, high: 1e-2, lg: 2}\n": ["space.yaml: lr: ", "'lg'"],
+    "lr: {low: 1e-2, high: 1e-4}\n": ["space.yaml: lr: ", "low"],
+    "optimiser: [adamw]\n": ["optimiser", "Did you mean optimizer"],
+    "optimizer: [adamw, adm]\n": ["adm", "Did you mean adam"],
+    "max_epochs: {low: 0.5, high: 2}\n": ["max_epochs", "0.5"],
+    "--max_epoch 3": ["max_epoch", "max_epochs"],
+    "--trials many": ["--trials", "many"],
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_what_is_wrong_is_refused_before_any_trial(given: str, folder: Path, refused: Refused) -> None:
+    words = given.split() if given.startswith("--") else []
+    Path("space.yaml").write_text(SPACE if words else given, encoding="utf-8")
     said = refused(script("sweep"), ["space.yaml", "--accelerator", "cpu", *words])
-    assert [part for part in parts if part not in said] == []
+    assert [part for part in WRONG[given] if part not in said] == []
     assert not folder.exists()
 
 
