@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "scripts" / "train.py"
 GUARD = ROOT / "tests" / "guard"
 
 runpy.run_path(str(GUARD / "sitecustomize.py"))  # this process
@@ -68,6 +69,11 @@ def command(tmp_path: Path) -> Command:
         return subprocess.run(line, cwd=cwd, capture_output=True, encoding="utf-8", timeout=timeout, check=False)
 
     return run
+
+
+def patched(change: str) -> list[str]:
+    """The first words of a Python command line that trains, with something changed before."""
+    return ["-c", f"import runpy, signal; {change}; runpy.run_path({str(TRAIN)!r}, run_name='__main__')"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Command, Patch, Refused, Said, script
+from conftest import ROOT, Command, Patch, Refused, Said, patched, script
 from test_train import CPU, FAST, FEW, STEPS, OwnNet, Witness, config_of, images_in, yaml_file
 from torch import Tensor
 
@@ -202,10 +202,6 @@ PLACES = [(FashionMNISTSample, "__init__"), (FashionMNISTSample, "load"), (OwnNe
 def test_an_error_in_ones_own_code_keeps_its_traceback(
     owner: type, method: str, error: type[Exception], tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    class Net(OwnNet):
-        def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
-            super().__init__()
-
     own = getattr(owner, method)
 
     @functools.wraps(own)
@@ -214,7 +210,7 @@ def test_an_error_in_ones_own_code_keeps_its_traceback(
             return own(self, *args, **options)
         raise error("of my own")
 
-    monkeypatch.setitem(NETS, "own", Net)
+    monkeypatch.setitem(NETS, "own", OwnNet)
     monkeypatch.setattr(owner, method, fails)
     path = yaml_file(tmp_path, "trainer: {callbacks: {class_path: test_train.Witness}}")
     with pytest.raises(Exception, match="of my own") as caught:
@@ -290,14 +286,8 @@ def test_a_user_without_home_or_name_can_train(command: Command, monkeypatch: Pa
     for variable in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     data = ["--data", "image_folder", "--data_dir", images_in(tmp_path / "images", "cat", "dog")]
-    program = (
-        "import pwd, runpy, sys\n"
-        "def unknown(*_): raise KeyError('uid not found')\n"
-        "pwd.getpwuid = pwd.getpwnam = unknown\n"  # as in a container with --user 12345
-        f"sys.argv = {['train.py', *FEW, *data, '--run_dir', 'run']}\n"
-        f"runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
-    )
-    done = command("-c", program)
+    nobody = "import pwd; pwd.getpwuid = pwd.getpwnam = {}.__getitem__"  # as in a container with --user 12345
+    done = command(*patched(nobody), *FEW, *data, "--run_dir", "run")
     assert done.returncode == 0, done.stderr
 
 

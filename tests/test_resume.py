@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Command, Patch, Process, Refused, Said, Start, ended, script, wait_until
+from conftest import ROOT, Command, Patch, Process, Refused, Said, Start, ended, patched, script, wait_until
 from resume_runs import SMALL, STOPPED, assert_resumes_exactly, differences, finished, load, rows, stopped_and_continued
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -154,17 +154,11 @@ def test_twenty_sigkills_at_random_moments(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def patched(change: str) -> list[str]:
-    """The first words of a Python command line that trains, with something changed before."""
-    code = f"import runpy, signal; from lit_nn import LitClassifier; from data_modules import ImageDataModule; {change}"
-    return ["-c", f"{code}; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')"]
-
-
 @pytest.mark.posix
 def test_a_second_signal_ends_at_once(tmp_path: Path, command: Command) -> None:
     send = "signal.raise_signal(signal.SIGTERM), print('goes on', flush=True), signal.raise_signal(signal.SIGINT)"
-    words = patched(f"LitClassifier.on_train_batch_end = lambda *_: ({send}, print('goes on still'))")
-    done = command(*words, *SMALL, "--run_dir", tmp_path / "run")
+    change = f"LitClassifier.on_train_batch_end = lambda *_: ({send}, print('goes on still'))"
+    done = command(*patched(f"from lit_nn import LitClassifier; {change}"), *SMALL, "--run_dir", tmp_path / "run")
     assert done.returncode == -signal.SIGINT
     assert done.stdout.endswith("goes on\n")
     assert "SIGTERM: saving after this step; once more ends at once" in done.stderr
@@ -173,8 +167,9 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, command: Command) -> None:
 @pytest.mark.posix
 @pytest.mark.parametrize("where", ["test", pytest.param("train", marks=pytest.mark.slow)])
 def test_a_signal_before_or_after_the_training_is_no_success(where: str, tmp_path: Path, command: Command) -> None:
-    words = patched(f"ImageDataModule.{where}_dataloader = lambda self: signal.raise_signal(signal.SIGTERM)")
-    done = command(*words, *SMALL, "--run_dir", stopped := tmp_path / "stopped")
+    change = f"ImageDataModule.{where}_dataloader = lambda self: signal.raise_signal(signal.SIGTERM)"
+    words = [*patched(f"from data_modules import ImageDataModule; {change}"), *SMALL]
+    done = command(*words, "--run_dir", stopped := tmp_path / "stopped")
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert not (stopped / "result.json").exists()
     assert train(["--resume", str(stopped)]) == 0
