@@ -82,6 +82,7 @@ class ImageDataModule(L.LightningDataModule):
         self._fractions, self._is_cut = [val_fraction], False  # which parts are cut from training, and whether any is
         self._changes: list[str] = []
         self._splits: Parts = {}
+        self.features: dict[Split, Tensor] = {}  # of each part, which loaders give instead of images: float16 (N, V, D)
         self._train_loader: BatchLoader | None = None
 
     # --- what a data set fills in ---------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ class ImageDataModule(L.LightningDataModule):
     def _loader(self, name: Split) -> BatchLoader:
         trainer = self.trainer
         images, labels, indices = self.split(name)
+        images = self.features.get(name, images)
         training = name == "train"
         overfit = training and trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if overfit:  # the same few batches in every epoch, which are to be learnt by heart
@@ -214,10 +216,15 @@ class ImageDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Augment training batches, on the device; the Trainer calls this for every batch."""
-        if not self.augment.names or self.trainer is None or not self.trainer.training:
+        if not (self.augment.names or self.features) or self.trainer is None or not self.trainer.training:
             return batch
         assert self._train_loader is not None
         epoch = self._train_loader.epoch
         generator = seeded_generator(self.seed, epoch, self._train_loader.batches_done, 0)
         draws = Draws(generator, self.trainer.global_rank, self.trainer.world_size)
-        return self.augment(*batch, len(self.class_names), draws, epoch)
+        if self.features:  # of several views of each image: one of them
+            features, labels = batch  # (B, V, D)
+            view = draws.randint(features.shape[1], len(features)).to(features.device)
+            return features[torch.arange(len(features), device=features.device), view], labels
+        size = getattr(self.trainer.lightning_module, "net_size", None)
+        return self.augment(*batch, len(self.class_names), draws, epoch, size=size)

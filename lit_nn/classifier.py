@@ -128,7 +128,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch, ()."""
         images, labels = batch  # uint8 (B, C, H, W), int64 (B,) or float (B, num_classes)
-        logits = self(images)  # (B, num_classes)
+        logits = self.logits(images)  # (B, num_classes)
         loss = self.loss(logits, labels, self.hparams["label_smoothing"], self.class_weights)  # ()
         self.train_metrics.update(loss, logits, labels)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
@@ -156,10 +156,14 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         """Add a batch to the metrics, with the plain loss: label smoothing and class weights are for training."""
         images, labels = batch
         if len(labels):
-            logits = self(images)
+            logits = self.logits(images)
             metrics.update(self.loss(logits, labels), logits, labels)
         else:  # the last batch of a process; FSDP needs every process to go forward, and not all layers take no image
-            self(images.new_zeros(1, *images.shape[1:]))
+            self.logits(images.new_zeros(1, *images.shape[1:]))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of images, or of their features (`data_modules.images.features`), float16 (B, D) or (B, V, D)."""
+        return self(images) if images.dtype == torch.uint8 else self.classify(images.to(self.mean.dtype))
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's exact training loss and accuracy."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from data_modules.images.fit import FITS, fit_to
 from lit_nn.errors import UsageError, look_up
-from lit_nn.nets import build_net
+from lit_nn.nets import build_net, head_names
 
 
 def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -125,6 +125,27 @@ class ImageClassifier(nn.Module):
         if self.training or len(self.views) == 1:
             return self.net(x)  # (B, num_classes)
         return sum(self.net(x.flip(view)) for view in self.views) / len(self.views)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer is given for each view of images, uint8 (B, C, H, W): float (B, V, D).
+
+        Raises:
+            UsageError: If the network does not end in one linear layer onto the classes.
+        """
+        seen: list[Tensor] = []
+        (head, *others), x = head_names(self.net), self.normalised(images)
+        with self.net.get_submodule(head).register_forward_pre_hook(lambda _, given: seen.append(given[0])):
+            logits = [self.net(x.flip(view)) for view in self.views]
+        features = torch.stack(seen, 1)
+        expected = torch.stack(logits, 1).mean(1).float()  # (B, num_classes)
+        if others or features.ndim != 3 or not torch.allclose(self.classify(features).float(), expected, 1e-2, 1e-2):
+            raise UsageError(f"net {self.net_name} does more after its body than one linear layer; keep no features")
+        return features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of features, (B, D) of one view or (B, V, D) of several."""
+        logits = self.net.get_submodule(head_names(self.net)[0])(features)
+        return logits.mean(1) if features.ndim == 3 else logits
 
     def normalised(self, images: Tensor) -> Tensor:
         """What the network is given for images: of its size, normalised, float (B, C, H, W)."""

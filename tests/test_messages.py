@@ -51,6 +51,7 @@ MISTAKES = {
     "--data.batch_sise 3": ["batch_sise", "data.batch_size"],
     "--batch_size 0": ["batch_size is 0; it must be at least 1"],
     "--augment flipp": ["unknown augmentation 'flipp'", *AUGMENTATIONS],
+    "--augment flip,crop:scale=2..1": ["'scale=2..1'", "crop:scale=0.25..1:ratio=0.75..1.33"],
     "--max_epoch 3": ["max_epoch", "max_epochs"],
     "--max_epochs 0": ["max_epochs is 0", "evaluate.py"],
     "--max_epochs -1 --early_stopping 3": ["max_epochs -1", "--trainer.max_time", "constant"],

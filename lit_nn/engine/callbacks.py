@@ -1,6 +1,7 @@
 """What runs beside the Trainer: best.ckpt and last.ckpt, the average of weights, metrics.csv, TensorBoard's figures."""
 
 import csv
+import hashlib
 import itertools
 import os
 import signal
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data_modules.files import atomic_path
+from data_modules.images.features import keep_features
 from lit_nn.checkpoint import copy_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
@@ -254,6 +256,27 @@ def _copy(tensors: Iterable[Tensor], module: nn.Module) -> None:
     """Give a module other weights and buffers."""
     for target, tensor in zip(_tensors(module), tensors, strict=True):
         target.copy_(tensor)
+
+
+class KeepFeatures(Callback):
+    """Computes what a frozen network sees in each image once, before the training, which then goes by that."""
+
+    @torch.inference_mode()
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compute the features, or find those of an earlier run, on the device and in the precision of the training."""
+        assert isinstance(pl_module, LitClassifier)
+        model, device = pl_module.eval(), trainer.strategy.root_device
+        network = hashlib.sha256(repr((model.arguments, trainer.precision)).encode())
+        for name, tensor in model.state_dict().items():
+            if not name.startswith(model.heads):
+                network.update(tensor.cpu().contiguous().numpy())
+
+        def features(images: Tensor) -> Tensor:
+            with trainer.precision_plugin.forward_context():
+                return model.features(images.to(device))
+
+        keep_features(model.data, features, network.digest(), 8 if device.type == "cpu" else 256)  # measured: photos.md
+        model.train()
 
 
 class MetricsCSV(Callback):

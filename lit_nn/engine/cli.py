@@ -29,7 +29,7 @@ from data_modules.base import ImageDataModule
 from lit_nn.checkpoint import build_model, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
-from lit_nn.engine.callbacks import EMA, Checkpoints, MetricsCSV, TensorBoardFigures, leave_signals_alone
+from lit_nn.engine.callbacks import EMA, Checkpoints, KeepFeatures, MetricsCSV, TensorBoardFigures, leave_signals_alone
 from lit_nn.engine.configuration import explain, plain_settings, read_yaml
 from lit_nn.engine.console import quieten, rank
 from lit_nn.engine.flags import FLAGS, to_dotted, values_of
@@ -262,6 +262,15 @@ class LitCLI(LightningCLI):
             callbacks.append(ProgressBar())
         if self.stage == "fit" and config.ema is not None:
             callbacks.append(EMA(decay=config.ema))
+        if self.stage == "fit" and config.cache_features:
+            changed = self.datamodule.augment.names
+            refuse(
+                {
+                    f"--cache_features keeps each image as it is, and --augment {','.join(changed)} changes it; give "
+                    "--augment none (mirrored views are kept by --flip_in_eval)": changed
+                }
+            )
+            callbacks.append(KeepFeatures())
         if self.stage == "fit" and config.early_stopping is not None:
             callbacks.append(EarlyStopping("val_loss", patience=config.early_stopping))
         if self.run_dir is not None:

@@ -125,7 +125,8 @@ def help_text(program: str, what: str) -> str:
     found = [path.stem for pattern in ("*.py", "*/*.py") for path in sorted(folder.glob(pattern), key=str)]
     names = {
         "{nets}": ", ".join(name for name in found if name not in ("__init__", "pretrained", "nested", "layers")),
-        "{augment}": "flip_alternating, flip, translate, brightness_contrast, cutout, cutmix, mixup",
+        "{augment}": "flip_alternating, flip, translate, crop, vertical_flip, quarter_turn, rotate, trivial, color, "
+        "erase, brightness_contrast, cutout, cutmix, mixup",
     }
     lines = [f"usage: {program} [--NAME VALUE ...]", "", what, "", "options (default in brackets):"]
     for flag in FLAGS:

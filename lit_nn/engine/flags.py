@@ -46,6 +46,7 @@ FLAGS = [
         "backbone_lr", "model.backbone_lr", "null", "factor of the lr for all layers but the last [0.1 with --weights]"
     ),
     Flag("freeze_epochs", "model.freeze_epochs", "0", "epochs in which only the last layer learns; -1: all"),
+    Flag("cache_features", "cache_features", "false", "compute once what a frozen network sees in each image", bool),
     Flag("accelerator", "trainer.accelerator", "auto", "cpu, gpu, mps, tpu, or auto: the best one that is here"),
     Flag("devices", "trainer.devices", "auto", "how many of them, or which"),
     Flag("num_nodes", "trainer.num_nodes", "1", "how many machines"),

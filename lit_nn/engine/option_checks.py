@@ -36,6 +36,9 @@ def check_options(config: Any, tests: bool, resumes: bool) -> None:
         {
             "limit_val_batches is 0, but --early_stopping and --schedule plateau go by the validation; drop one of "
             "them": goes_by_val and trainer.limit_val_batches == 0,
+            "--cache_features keeps what a network sees that does not change: it needs --freeze_epochs -1": (
+                config.cache_features and config.model.freeze_epochs != -1
+            ),
             f"--ema is {config.ema}; it must lie between 0 and 1": config.ema is not None and not 0 < config.ema < 1,
             "--fast_dev_run tries a new run; leave out --resume": resumes and trainer.fast_dev_run,
         }

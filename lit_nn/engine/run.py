@@ -125,6 +125,13 @@ def _prepare_training(cli: LitCLI) -> None:
         f"{model.net_name} ({count_parameters(model.net):,} parameters) on "
         f"{cli.data_name} ({', '.join(parts)} images, {len(data.class_names)} classes)"
     )
+    height, width = model.image_shape[1:]
+    if min(height, width) >= 64 and model.net_size and 2 * max(model.net_size) <= min(height, width):
+        sees = f"at {model.net_size[1]} x {model.net_size[0]}"
+        print(
+            f"{model.net_name} looks at images of {width} x {height} pixels {sees}; for photographs: --config "
+            "configs/photos_minute.yaml or configs/photos_best.yaml"
+        )
     if changes := data.part_changes():
         print(changes)
     if model.account and (tested := data.parts().get("test")) is not None:
@@ -216,6 +223,9 @@ def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClass
     options |= {"data": cli.data_name, "batch_size": data.batch_size, "seed": data.seed}
     options |= {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     logger.log_hyperparams(options, {f"final/{name}": result[name] for name in ("test_acc", "test_loss", "val_acc")})
+    if data.features:  # which the test went by: figures of all images are evaluate.py's work
+        logger.finalize("success")
+        return
     answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
     title = f"{model.net_name} on the test images of {type(data).__name__}"
     logger.experiment.add_figure("test/confusion", confusion_figure(answers, title))
