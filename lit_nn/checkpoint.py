@@ -60,9 +60,6 @@ def _complete_or_not_at_all(target: Path) -> Iterator[IO[bytes]]:
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint file as plain values, onto the CPU.
 
-    Args:
-        path: A ``.ckpt`` file.
-
     Returns:
         What the Trainer stored: among others "state_dict", "hyper_parameters", "epoch" and "global_step".
 
@@ -71,9 +68,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             saved by a newer version.
     """
     if not Path(path).is_file():
-        raise CheckpointError(
-            f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{best_of_run(path)}"
-        )
+        hint = f". Did you mean {best}?" if (best := Path(path, "checkpoints", "best.ckpt")).is_file() else ""
+        raise CheckpointError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{hint}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare the checksums
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
@@ -87,22 +83,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
     except Exception as error:  # damaged and hostile files provoke errors of all kinds
         raise CheckpointError(f"{path}: damaged, cut off, or not a checkpoint at all ({brief(error)})") from error
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(name), dict) for name in ("state_dict", "hyper_parameters")
-    ):
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(found.get(name), dict) for name in ("state_dict", "hyper_parameters")):
         raise CheckpointError(f"{path}: not a checkpoint of a LitClassifier")
-    saved_as = checkpoint.get("format", CHECKPOINT_FORMAT)
+    saved_as = found.get("format", CHECKPOINT_FORMAT)
     if not isinstance(saved_as, int) or saved_as > CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: saved in format {saved_as}, this version of lit-nn reads up to {CHECKPOINT_FORMAT}; update it"
         )
-    return checkpoint
-
-
-def best_of_run(path: str | os.PathLike[str]) -> str:
-    """What to type instead of a run's folder, for a message: its best checkpoint; "" if ``path`` is no such folder."""
-    best = Path(path, "checkpoints", "best.ckpt")
-    return f". Did you mean {best}?" if best.is_file() else ""
+    return found
 
 
 def load_classifier(path: str | os.PathLike[str], net: nn.Module | None = None) -> ImageClassifier:
@@ -141,8 +130,8 @@ def build_model(
 ) -> ImageClassifier:
     """Build the model that hyper-parameters describe around the given tensors; `ModelError` if they do not fit.
 
-    It is built without memory and takes the tensors as they are, so that no size that a file names costs anything
-    before it has been compared with a tensor that is there. Arguments of the training are passed over.
+    It is built without memory and takes the tensors as they are: no size that a file claims costs anything before it
+    has been compared with a tensor that is there. Arguments of the training are passed over.
     """
     taken = {name: hyper_parameters[name] for name in signature(ImageClassifier).parameters if name in hyper_parameters}
     try:
@@ -154,17 +143,12 @@ def build_model(
             raise ModelError("it asks for weights from elsewhere; a checkpoint has its own")
         if not all(isinstance(name, str) for name in taken["class_names"]):
             raise ModelError("class_names is not a list of names")
-        if net is not None:
-            model = ImageClassifier(**{**taken, "net": net})
-        else:
-            with _WithoutMemory():
-                model = ImageClassifier(**taken)
+        with _WithoutMemory() if net is None else contextlib.nullcontext():
+            model = ImageClassifier(**{**taken, **({} if net is None else {"net": net})})
         if misfit := check_tensors(model, state_dict):
             raise ModelError(misfit)
-        expected = model.state_dict()
-        model.load_state_dict(
-            {name: tensor.to(expected[name].dtype) for name, tensor in state_dict.items()}, assign=net is None
-        )
+        tensors = {name: state_dict[name].to(expected.dtype) for name, expected in model.state_dict().items()}
+        model.load_state_dict(tensors, assign=net is None)
         if left := [name for name, tensor in model.named_buffers() if tensor.is_meta]:
             raise ModelError(f"{', '.join(left)} cannot be had from the file")
         model.arrange_memory()

@@ -227,8 +227,10 @@ class LitClassifier(ImageClassifier, L.LightningModule):
 
     def starts_frozen(self) -> bool:
         """Whether only the last layer learns in the next step."""
-        trainer = self._trainer
-        return self.is_frozen(trainer.current_epoch + trainer.is_last_batch if trainer else 0)
+        if self._trainer is None:
+            return self.is_frozen(0)
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # of this epoch
+        return self.is_frozen(self.trainer.current_epoch + (batches >= self.trainer.num_training_batches))
 
     def progress(self, steps: int) -> float:
         """Which part of the training is done after so many steps, 0 to 1."""

@@ -48,7 +48,6 @@ def shape(value: Any) -> str:
 
 @command
 def main(words: list[str]) -> None:
-    """Show a network of a given name, that of a checkpoint, or what networks there are."""
     parser = CommandParser("inspect_model", "Show a network: layers, shapes and parameters. No data is needed.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="all networks with their arguments")
@@ -74,8 +73,8 @@ def main(words: list[str]) -> None:
         checkpoint = read_checkpoint(options.ckpt)
         facts = yaml.safe_dump({name: checkpoint[name] for name in FACTS if name in checkpoint}, sort_keys=False)
         print(re.sub(r"\n *\w+: null$", "", facts, flags=re.MULTILINE))
-        classifier = build_model(checkpoint["hyper_parameters"], checkpoint["state_dict"])
-        net, (channels, height, width) = classifier.net, classifier.image_shape
+        model = build_model(checkpoint["hyper_parameters"], checkpoint["state_dict"])
+        net, (channels, height, width) = model.net, model.image_shape
     else:
         try:
             channels, height, width = map(int, (options.image_shape or "1,28,28").split(","))

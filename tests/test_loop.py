@@ -34,7 +34,8 @@ def train(run_dir: Path, *words: str, lean: bool = True, callbacks: tuple[L.Call
     [
         ("--optimizer nesterov --schedule plateau --lr 0.1", True),
         ("--ema 0.9 --augment translate,mixup --label_smoothing 0.1", True),
-        ("--precision bf16-mixed --early_stopping 1 --trainer.val_check_interval 10", True),
+        ("--precision bf16-mixed --early_stopping 1", True),
+        ("--trainer.val_check_interval 10", False),
         ("--trainer.max_steps 30 --save_every_steps 7 --trainer.log_every_n_steps 3", True),
         ("--clip_grad 1", False),
         ("--trainer.accumulate_grad_batches 2", False),

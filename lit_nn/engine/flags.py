@@ -66,31 +66,20 @@ FLAGS = [
     Flag("ema", "ema", "null", "decay of a moving average (0.99 to 0.9999) to use instead of the weights", float),
     Flag("early_stopping", "early_stopping", "null", "stop when val_loss has not fallen for so many epochs", int),
     Flag("run_dir", "run_dir", "runs/DATA-NET/TIME", "folder that gets everything the run writes", str),
-    Flag(
-        "resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, last or best of the latest run", str
-    ),
+    Flag("resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, or last or best of the latest", str),
     Flag("save_every_steps", "save_every_steps", "null", "save last.ckpt inside an epoch too, every N steps", int),
     Flag("save_every_minutes", "save_every_minutes", "null", "and every N minutes", float),
     Flag("fast_dev_run", "trainer.fast_dev_run", "false", "one batch of everything and no files: does it work?"),
     Flag("config", "config", "null", "YAML file with values for any options; flags win over it"),
 ]
-SYNONYMS = {  # what other programs call an option, and what it is called here
-    "learning_rate": "lr",
-    "epochs": "max_epochs",
-    "batch": "batch_size",
-    "model": "net",
-    "network": "net",
-    "dataset": "data",
-    "gpus": "devices",
-}
+SYNONYMS = {"learning_rate": "lr", "model": "net", "gpus": "devices"}  # what other programs call an option
 
 
 def unknown_option(name: str, allowed: Sequence[str], script: str = "train", cutoff: float = 0.5) -> str:
     """The message about an option that a script does not have; "" if none is as alike as ``NEARLY`` asks."""
     hint = f" Did you mean {SYNONYMS[name]}?" if name in SYNONYMS else did_you_mean(name, allowed, cutoff)
-    if not hint and cutoff == NEARLY:
-        return ""
-    return f"unknown option '{name}'.{hint} All options: python scripts/{script}.py --help"
+    nothing = not hint and cutoff == NEARLY
+    return "" if nothing else f"unknown option '{name}'.{hint} All options: python scripts/{script}.py --help"
 
 
 def to_dotted(argv: Sequence[str]) -> list[str]:
@@ -101,21 +90,19 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
     options = {"-c": "--config", **{f"--{flag.name}": f"--{flag.option}" for flag in FLAGS}}
     known, flat = {*options, *options.values(), "--model"}, [flag.name for flag in FLAGS]
     switches = {f"--{flag.option}" for flag in FLAGS if flag.default == "false"}  # need no value
-    words: list[str] = []
-    waiting = False  # whether the last word is an option that takes the next word as its value
+    words = [""]
     for word in argv:
         if (shown := word.encode(errors="replace").decode()) != word:
             raise UsageError(f"'{shown}' is not UTF-8, as config.yaml is; rename it, or give a link with another name")
-        if waiting and not word.startswith("-" if words[-1] in switches else "--"):
+        waits = words[-1].startswith("-") and "=" not in words[-1]  # the last word does, for its value
+        if waits and not word.startswith("-" if words[-1] in switches else "--"):
             words[-1] += f"={word}"
-            waiting = False
             continue
-        name, equals, value = word.partition("=")
+        name, equals, value = word.replace("--data.init_args.", "--data.", 1).partition("=")
         if name.startswith("--") and name not in known and (text := unknown_option(name[2:], flat, cutoff=NEARLY)):
             raise UsageError(text)  # at once; the parser knows the other names
         words.append(options.get(name, name) + equals + value)
-        waiting = name.startswith("-") and not equals and name not in ("-h", "--help", "--print_config")
-    words = [_with_data_class(f"{word}=true" if word in switches else word) for word in words]
+    words = [_with_data_class(f"{word}=true" if word in switches else word) for word in words[1:]]
     return sorted(words, key=lambda word: (not word.startswith("--config="), not word.startswith("--data=")))
 
 
