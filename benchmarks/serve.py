@@ -27,8 +27,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from data_modules.images.decode import FORMATS
 from lit_nn.trained.predict import Model, open_model
-from lit_nn.trained.serve import FORMATS
 
 CORES = os.cpu_count() or 1
 MODELS = {"mobilenet": ("torchvision/mobilenet_v3_small", (3, 224, 224), 1000), "lenet": ("lenet", (1, 28, 28), 10)}

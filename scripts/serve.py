@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lit_nn.engine.console import CommandParser, command
 from lit_nn.errors import UsageError
+from lit_nn.trained.batcher import Limits
 
 KEY = "LIT_NN_API_KEY"
 HELP = {
@@ -27,7 +28,7 @@ HELP = {
 @command
 def main(words: list[str]) -> None:
     try:
-        from lit_nn.trained.serve import Limits, Server
+        from lit_nn.trained.serve import Server
     except ModuleNotFoundError as error:
         raise UsageError(f'{error.name} is not installed: python -m pip install --editable ".[serve]"') from error
     parser = CommandParser("serve", f"Serve a model over HTTP, with a page; ${KEY} is the key that clients need.")

@@ -85,7 +85,7 @@ def chromium(folder: Path) -> Iterator[Tab]:
     words += ["--no-sandbox"] if os.geteuid() == 0 else []
 
     # The browser reads commands from 3 and writes answers to 4.
-    line = ["sh", "-c", f'exec "$@" 3<&{theirs} 4>&{answers}', "sh", *words]
+    line = ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{answers}', "bash", *words]
     process = subprocess.Popen(line, pass_fds=(theirs, answers), stderr=subprocess.DEVNULL)
     os.close(theirs)
     os.close(answers)
