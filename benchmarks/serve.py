@@ -25,12 +25,16 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from measure import machine, table
 from PIL import Image
 
 from data_modules.images.decode import FORMATS
 from lit_nn.trained.predict import Model, open_model
 
 CORES = os.cpu_count() or 1
+SERVERS = ["limit", "this server", "fastapi", "litserve"]
+KEYS = ("cpu", "p50", "p99", "memory", "middle", "end")
+COLUMNS = ["requests/s", "ms of a core", "p50 ms", "p99 ms", "MB idle", "MB after 5 s", "MB at the end", "errors"]
 MODELS = {"mobilenet": ("torchvision/mobilenet_v3_small", (3, 224, 224), 1000), "lenet": ("lenet", (1, 28, 28), 10)}
 
 
@@ -172,26 +176,25 @@ def load(file: Path, port: int, clients: int, seconds: float) -> None:
     head = f"POST /predict HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: multipart/form-data; boundary=b\r\n"
     request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
-    async def run() -> tuple[list[float], list[str]]:
+    async def run() -> tuple[list[float], list[str], int]:
         times, errors = list[float](), list[str]()
         loop = asyncio.get_running_loop()
         for _ in range(clients):
             await loop.create_connection(lambda: Client(request, times, errors), "127.0.0.1", port)
         await asyncio.sleep(1)
-        times.clear()
+        first = len(times)
         await asyncio.sleep(seconds)
-        return times.copy(), errors.copy()
+        return times[first:], errors.copy(), len(times)
 
-    times, errors = uvloop.run(run())
+    times, errors, answers = uvloop.run(run())
     p50, p99 = np.percentile(times, (50, 99)) * 1000
-    print(
-        json.dumps({"rate": len(times) / seconds, "p50": p50, "p99": p99, "errors": len(errors), "first": errors[:1]})
-    )
+    found = {"rate": len(times) / seconds, "p50": p50, "p99": p99, "answers": answers, "errors": len(errors)}
+    print(json.dumps(found | {"error": errors[0]} if errors else found))
 
 
 def limit(path: Path, file: Path, seconds: float) -> None:
     """Print images a second without a server, as JSON."""
-    model, data, rates = one_thread(path), file.read_bytes(), {}
+    model, data = one_thread(path), file.read_bytes()
 
     def rate(batch: int, seconds: float) -> float:
         done, end = [0] * CORES, time.perf_counter() + seconds
@@ -209,20 +212,22 @@ def limit(path: Path, file: Path, seconds: float) -> None:
         return sum(done) / seconds
 
     rates = {batch: rate(batch, 1) for batch in (1, 2, 4, 8, 16, 32)}
-    best = max(rates, key=rates.__getitem__)
-    print(json.dumps({"rate": rate(best, seconds), "batch": best}))
+    best, before = max(rates, key=rates.__getitem__), time.process_time()
+    found = rate(best, seconds)
+    print(json.dumps({"rate": found, "batch": best, "cpu": 1000 * (time.process_time() - before) / (found * seconds)}))
 
 
-def memory(session: int) -> float:
-    """MB of all processes of a session."""
-    pages = 0
+def usage(session: int) -> tuple[float, float]:
+    """MB, and seconds on a core so far, of all processes of a session."""
+    pages = ticks = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
-                pages += int((folder / "statm").read_text().split()[1])
+            facts = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            if int(facts[3]) == session:
+                pages, ticks = pages + int(facts[21]), ticks + int(facts[11]) + int(facts[12])
         except (FileNotFoundError, ProcessLookupError):
             pass  # it has just ended
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, ticks / os.sysconf("SC_CLK_TCK")
 
 
 def child(*words: object) -> dict[str, Any]:
@@ -237,17 +242,21 @@ def measure(server: str, model: Path, file: Path, port: int, clients: int, secon
         return child("limit", model, file, seconds)
     words = ["scripts/serve.py", model, "--port", port] if server == "this server" else [__file__, server, model, port]
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         request = ["curl", "-sf", "-F", f"request=@{file}", "-o", os.devnull, f"http://127.0.0.1:{port}/predict"]
         while subprocess.run(request, check=False).returncode:
             if process.poll() is not None:
                 raise SystemExit(f"{server} has ended")
             time.sleep(0.02)
-        found = {"started": time.perf_counter() - began, "memory": memory(process.pid)}
-        found |= child("load", file, port, clients, 2) | child("load", file, port, clients, seconds / 2)
-        found["middle"] = memory(process.pid)
-        return found | child("load", file, port, clients, seconds) | {"end": memory(process.pid)}
+        found = {"started": time.perf_counter() - began, "memory": usage(process.pid)[0]}
+        child("load", file, port, clients, min(seconds, 5))
+        found["middle"], before = usage(process.pid)
+        found |= child("load", file, port, clients, seconds)
+        found["end"], after = usage(process.pid)
+        return found | {"cpu": 1000 * (after - before) / found["answers"]}
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
@@ -275,29 +284,24 @@ def compare() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=[*MODELS])
-    parser.add_argument("--servers", nargs="*", default=["limit", "this server", "fastapi", "litserve"])
     options = parser.parse_args()
+    print(f"{options.clients} clients, {options.seconds:g} s, n = {options.rounds}, alternating; {machine()}")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
-            files, found = (
-                write_model(name, Path(folder)),
-                {server: list[dict[str, Any]]() for server in options.servers},
-            )
+            files, found = write_model(name, Path(folder)), {server: list[dict[str, Any]]() for server in SERVERS}
             for number in range(options.rounds):
-                for server in options.servers[:: -1 if number % 2 else 1]:
+                for server in SERVERS[:: -1 if number % 2 else 1]:
                     found[server].append(measure(server, *files, 8200, options.clients, options.seconds))
                     print(f"<!-- {name}, {server}: {json.dumps(found[server][-1])} -->", flush=True)
-            print(f"\n{name}, n = {options.rounds}\n\n| | requests/s | p50, p99 ms | errors | MB idle, loaded, end |")
-            print("| --- | --- | --- | --- | --- |")
+            rows = []
             for server, results in found.items():
                 rates = [result["rate"] for result in results]
-                middle = {key: statistics.median(result.get(key, 0) for result in results) for key in KEYS}
-                p50, p99, *megabytes = (f"{value:.0f}" for value in middle.values())
-                errors = sum(result.get("errors", 0) for result in results)
-                rate = f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
-                print(f"| {server} | {rate} | {p50}, {p99} | {errors} | {', '.join(megabytes)} |")
+                cells = [server, f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"]
+                middle = [statistics.median(result.get(key, 0) for result in results) for key in KEYS]
+                cells += [f"{middle[0]:.2f}", *(f"{value:.0f}" for value in middle[1:])]
+                rows.append([*cells, sum(result.get("errors", 0) for result in results)])
+            print(f"\n{table([name, *COLUMNS], rows)}")
 
 
-KEYS = ("p50", "p99", "memory", "middle", "end")
 if __name__ == "__main__":
     main()

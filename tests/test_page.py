@@ -16,7 +16,7 @@ from test_serve import serve
 from data_modules import FashionMNISTSample
 from lit_nn.trained.predict import Prediction, open_model, predict
 
-pytestmark = [pytest.mark.posix, pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")]
+pytestmark = pytest.mark.posix
 RUNTIME = Path(os.environ.get("NODE_PATH", ROOT / "tests" / "node" / "node_modules"), "onnxruntime-web", "dist")
 ROWS = """[...document.querySelectorAll('article')].map(card =>
     [...card.querySelectorAll('li')].map(row => row.innerText.split('\\n')))"""
@@ -41,6 +41,8 @@ def write_clothes(folder: Path, size: int) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
     with chromium(tmp_path_factory.mktemp("chromium")) as found:
         yield found
 

@@ -4,6 +4,8 @@ import http.client
 import json
 import random
 import re
+import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -161,6 +163,16 @@ def test_what_it_says_of_itself(served: Served) -> None:
         status, page = served.ask(path)
         assert status == 200
         assert not re.search(r"(src|href)=.?(https?:)?//|@import|url\(", page)  # nothing is loaded from elsewhere
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_commands_of_the_page_get_answers(served: Served) -> None:
+    lines = re.findall(r"^curl .*", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        words = shlex.split(line.replace(":8000", f":{served.port}"))
+        done = subprocess.run([*words, "-sSf"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+        assert "Ankle boot" in done.stdout or "lit_nn_requests_total" in done.stdout
 
 
 def test_it_needs_no_torch(command: Command) -> None:

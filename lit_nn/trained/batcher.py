@@ -1,14 +1,12 @@
-"""Images gathered into batches, each of which is decoded and classified in one of several threads, off the event loop."""
+"""Images gathered into batches, each decoded and classified in one of several threads, off the event loop."""
 
 import asyncio
 import io
 import logging
 import math
 import os
-import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
@@ -17,7 +15,9 @@ from data_modules.images.decode import FORMATS, ImageError, pixel_count
 from lit_nn.errors import UsageError, brief
 from lit_nn.trained.predict import Model, Pixels, Prediction
 
-BIG = 4_000_000  # pixels; of images above that one is decoded at a time, so that memory stays bounded
+Image.core.set_block_size(1 << 26)  # bytes; of smaller ones the allocator would give nothing back to the system
+
+BIG = 4_000_000  # pixels; images above that have one thread for all, so that memory stays bounded
 
 
 class Limits(NamedTuple):
@@ -30,7 +30,7 @@ class Limits(NamedTuple):
     max_queue: int = 512  # images that wait
     max_memory: int = 256_000_000  # bytes of all requests together
     max_connections: int = 900  # a process may open 1,024 files as a rule
-    batch_size: int = 16  # images that go through the model at once
+    batch_size: int = 8  # images that go through the model at once: more are slower on a CPU
     batch_wait: float = 0.0  # milliseconds that a batch waits for further images
     threads: int = os.cpu_count() or 1  # that decode and run the model, each on one core
 
@@ -55,7 +55,7 @@ class Batcher:
     """Names what image files show, many at once."""
 
     def __init__(self, model: Model, limits: Limits) -> None:
-        self.model, self.limits, self.waiting, self.big = model, limits, deque[Item](), threading.Lock()
+        self.model, self.limits, self.waiting, self.big = model, limits, deque[Item](), ThreadPoolExecutor(1)
         self.free, self.batches, self.images = limits.threads, 0, 0
         self.loop, self.pool = asyncio.get_running_loop(), ThreadPoolExecutor(limits.threads)
         self.timer: asyncio.TimerHandle | None = None
@@ -109,8 +109,7 @@ class Batcher:
                     )
                 _, height, width = self.model.image_shape
                 image.draft(None, (2 * width, 2 * height))  # a JPEG far larger than needed, at a part of its size
-                with self.big if count > BIG else nullcontext():
-                    return self.model.pixels(image)
+                return self.big.submit(self.model.pixels, image).result() if count > BIG else self.model.pixels(image)
         except UnidentifiedImageError:
             return Refusal(415, f"The file is not an image in {', '.join(FORMATS)}." if file else "The file is empty.")
         except (ImageError, UsageError) as error:

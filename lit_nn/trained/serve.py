@@ -38,7 +38,7 @@ class Request:
 
     def __init__(self, server: "Server") -> None:
         self.server, self.url, self.headers, self.body = server, b"", dict[str, str](), bytearray()
-        self.method = self.path = self.query = ""
+        self.method, self.path, self.query, self.size = "", "", "", 0  # size: of the body in bytes
         self.complete = self.keep = False  # keep: another one may follow on the same connection
         self.parser = httptools.HttpRequestParser(self)
 
@@ -59,6 +59,7 @@ class Request:
 
     def on_body(self, data: bytes) -> None:  # noqa: D102
         self.body += data
+        self.size += len(data)
         self.server.held += len(data)
 
     def on_message_complete(self) -> None:  # noqa: D102
@@ -73,7 +74,7 @@ class Request:
             if not self.complete:
                 raise Refusal(400, "This is not HTTP/1.1 as it should be.") from error
             self.keep = False  # what follows is left out; clients send it again on another connection
-        if max(len(self.body), int(self.headers.get("content-length", 0))) > limits.max_bytes:
+        if max(self.size, int(self.headers.get("content-length", 0))) > limits.max_bytes:
             raise Refusal(413, f"The request is too large; at most {limits.max_bytes:,} bytes are taken.")
         if self.server.held > limits.max_memory:
             raise Refusal(503, "The server holds as many bytes as it may; try again in a second.")
@@ -82,7 +83,8 @@ class Request:
 
     def files(self) -> list[tuple[str, bytes]]:
         """Names and contents of the files that came: those of a form, or else the body is one, without a name."""
-        kind, body, most = self.headers.get("content-type", ""), bytes(self.body), self.server.limits.max_files
+        kind, most = self.headers.get("content-type", ""), self.server.limits.max_files
+        body, self.body = bytes(self.body), bytearray()
         if not kind.lower().startswith("multipart/"):
             return [("", body)]
         boundary = re.search(r'boundary="?([^";,\s]{1,70})', kind, re.IGNORECASE)
@@ -130,7 +132,9 @@ class Server:
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.connections, self.idle = set[asyncio.StreamWriter](), set[asyncio.StreamWriter]()
         self.statuses, self.seconds, self.held, self.stopping = Counter[int](), 0.0, 0, False
-        page, facts = (Path(__file__).with_name(name).read_text("utf-8") for name in ("page.html", "openapi.json"))
+        page, facts = (
+            Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.html", "openapi.json")
+        )
         self.pages: dict[str, tuple[str, Callable[[], str]]] = {
             "/": (HTML, lambda: page),
             "/docs": (HTML, lambda: page),
@@ -174,7 +178,8 @@ class Server:
                     status = getattr(error, "status", 503)
                     text = json.dumps({"error": str(error) or "There was no time for this; try again in a second."})
                 finally:
-                    self.held -= len(request.body)
+                    self.held -= request.size
+                    del request.parser  # which holds the request, as the request holds it
                 keep, body = request.complete and request.keep and not self.stopping, text.encode(errors="replace")
                 head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"content-type: {kind}"]
                 head += [f"content-length: {len(body)}", "x-content-type-options: nosniff"]
