@@ -15,7 +15,8 @@ from data_modules.images.decode import FORMATS, ImageError, pixel_count
 from lit_nn.errors import UsageError, brief
 from lit_nn.trained.predict import Model, Pixels, Prediction
 
-Image.core.set_block_size(1 << 26)  # bytes; of smaller ones the allocator would give nothing back to the system
+# In bytes: of smaller blocks the allocator would give nothing back to the system.
+Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
 
 BIG = 4_000_000  # pixels; images above that have one thread for all, so that memory stays bounded
 
