@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from measure import machine, table
 from PIL import Image
 
 from data_modules.images.decode import FORMATS
@@ -279,6 +278,8 @@ def main() -> None:
 
 def compare() -> None:
     """Print a table for each model."""
+    from measure import machine, table  # only here: it imports torch, which no server needs
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=3)

@@ -82,6 +82,7 @@ def chromium(folder: Path) -> Iterator[Tab]:
         "--disable-background-networking",
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     ]
+    words += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera that shows a test card
     words += ["--no-sandbox"] if os.geteuid() == 0 else []
 
     # The browser reads commands from 3 and writes answers to 4.

@@ -78,6 +78,19 @@ def test_dropped_files_get_the_labels_of_predict(width: int, dark: bool, tab: Ta
         assert tab.js("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
         loaded = tab.js("performance.getEntriesByType('resource').map(entry => entry.name)")
         assert all(name.startswith((served.url, "blob:", "data:")) for name in loaded)
+        tab.js("document.querySelector('#camera').click()")
+        tab.wait("document.querySelector('video').videoWidth")
+        tab.js("document.querySelector('#take').click()")
+        assert titles(tab, 22)[-1] in {*open_model(model).class_names}
+        tab.js("""fetch(document.querySelector('article:last-child img').src).then(r => r.blob()).then(blob => {
+            const data = new DataTransfer();
+            data.items.add(new File([blob], 'pasted.png', {type: blob.type}));
+            document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}));
+        })""")
+        assert titles(tab, 23)[-1] == expected[0].label
+        chosen = tab.call("Runtime.evaluate", expression="document.querySelector('#files')")["result"]["objectId"]
+        tab.call("DOM.setFileInputFiles", files=[str(paths[1])], objectId=chosen)
+        assert titles(tab, 24)[-1] == expected[1].label
     with serve(model, "--threshold", 0.99) as served:
         tab.open(served.url, width, dark=dark)
         tab.drop(paths[0])

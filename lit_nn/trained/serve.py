@@ -88,7 +88,7 @@ class Request:
         if not kind.lower().startswith("multipart/"):
             return [("", body)]
         boundary = re.search(r'boundary="?([^";,\s]{1,70})', kind, re.IGNORECASE)
-        mark = b"\r\n--" + boundary[1].encode("latin-1") if boundary else body
+        mark = b"\r\n--" + (boundary[1].encode("latin-1") if boundary else b"\0")
         parts = (b"\r\n" + body).split(mark, 2 * most + 2)  # a hostile form could have millions
         files = []
         for part in parts[1:-1]:
