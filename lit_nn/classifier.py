@@ -75,6 +75,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         schedule_args: dict[str, Any] | None = None,
         channels_last: bool = False,
         flip_in_eval: bool | str = False,
+        temperature: float = 1.0,
+        threshold: float = 0.0,
     ) -> None:
         given, is_pretrained = weights != "none", isinstance(net, str) and net.startswith(LIBRARIES)
         if given and not weights.endswith(WEIGHT_FILES) and not is_pretrained:
@@ -84,7 +86,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             )
         if given and is_pretrained:
             net_args = {**(net_args or {}), "weights": weights}
-        super().__init__(class_names, image_shape, mean, std, levels, fit, net, net_args, channels_last, flip_in_eval)
+        served = channels_last, flip_in_eval, temperature, threshold
+        super().__init__(class_names, image_shape, mean, std, levels, fit, net, net_args, *served)
         if given and init != "default":
             raise UsageError(f"init {init} would overwrite the pretrained weights; leave out one of the two")
         init_weights(self.net, init)
@@ -153,7 +156,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         """Probability of each class, (B, num_classes)."""
         images = batch[0]  # (B, C, H, W)
         count = len(images)  # 0 in a distributed run, maybe: see _count
-        return self(images if count else images.new_zeros(1, *images.shape[1:]))[:count].softmax(1)
+        return self.probabilities(self(images if count else images.new_zeros(1, *images.shape[1:]))[:count])
 
     def _count(self, batch: Batch, metrics: StageMetrics) -> None:
         """Add a batch to the metrics, with the plain loss: label smoothing and class weights are for training."""

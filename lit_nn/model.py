@@ -1,5 +1,6 @@
 """ImageClassifier: pixels -> fit -> normalise -> net -> logits; what is saved, loaded, exported and served."""
 
+import math
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ class ImageClassifier(nn.Module):
         flip_in_eval: Outside of training, give the mean logits of each image and its mirror image ("both": also of the
             two upside down): more accurate where left and right do not matter, at twice (four times) the cost. What is
             exported does it too.
+        temperature: What logits are divided by to become probabilities that mean what they say; found on the validation
+            images after a training.
+        threshold: Probability below which an answer counts as not sure.
 
     Attributes:
         arguments: The arguments above, from which the same model is built again.
@@ -66,6 +70,8 @@ class ImageClassifier(nn.Module):
         net_args: dict[str, Any] | None = None,
         channels_last: bool = False,
         flip_in_eval: bool | str = False,
+        temperature: float = 1.0,
+        threshold: float = 0.0,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
@@ -74,6 +80,9 @@ class ImageClassifier(nn.Module):
             raise UsageError(f"net is {net!r}; give the name of a network, or a module of your own: net=MyNet()")
         look_up(dict.fromkeys(FITS), fit, "fit")
         look_up({"false": False, "true": True, "both": None}, str(flip_in_eval).lower(), "flip_in_eval")
+        if not (0 < temperature < math.inf and 0 <= threshold <= 1):
+            raise UsageError(f"temperature is {temperature}, threshold {threshold}; above 0, and 0 to 1 are allowed")
+        self.temperature, self.threshold = temperature, threshold
         if isinstance(net, nn.Module):
             self.net, self.net_name = net, type(net).__qualname__
         else:
@@ -92,6 +101,8 @@ class ImageClassifier(nn.Module):
             "net_args": net_args,
             "channels_last": channels_last,
             "flip_in_eval": flip_in_eval,
+            "temperature": temperature,
+            "threshold": threshold,
         }
         self.channels_last, self.fit = channels_last, fit
         # Dimensions along which an image is mirrored, of each view outside of training.
@@ -116,7 +127,7 @@ class ImageClassifier(nn.Module):
             images: Pixels 0..255, uint8 (B, C, H, W), of any size; in training also of the network's own size.
 
         Returns:
-            Logits, float (B, num_classes); softmax over dimension 1 gives probabilities.
+            Logits, float (B, num_classes), of which `probabilities` are made.
 
         Raises:
             TypeError: If the pixels are not uint8: floats are often scaled already, and would be scaled again.
@@ -125,6 +136,10 @@ class ImageClassifier(nn.Module):
         if self.training or len(self.views) == 1:
             return self.net(x)  # (B, num_classes)
         return sum(self.net(x.flip(view)) for view in self.views) / len(self.views)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities of the classes from logits, (B, num_classes) each."""
+        return (logits / self.temperature).softmax(1)
 
     def features(self, images: Tensor) -> Tensor:
         """What the last layer is given for each view of images, uint8 (B, C, H, W): float (B, V, D).

@@ -125,7 +125,7 @@ def write_images(folder: Path, count: int = 20, size: tuple[int, int] | None = N
 def test_answers_are_those_of_predict(served: Served, model: Path, tmp_path: Path) -> None:
     paths = write_images(tmp_path)
     expected = predict(open_model(model), paths, 3)
-    for path, (labels, shares) in zip(paths, expected, strict=True):
+    for path, (labels, shares, _) in zip(paths, expected, strict=True):
         status, answer = served.ask("/predict?top_k=3", path.read_bytes())
         assert (status, answer["model"], len(answer["version"])) == (200, "model", 12)
         found = answer["results"][0]["predictions"]

@@ -64,6 +64,7 @@ FLAGS = [
     Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation; true: any"),
     Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),
     Flag("ema", "ema", "null", "decay of a moving average (0.99 to 0.9999) to use instead of the weights", float),
+    Flag("accept", "accept", "null", 'say "not sure" so often that such a share of the rest is right, 0.95 say', float),
     Flag("early_stopping", "early_stopping", "null", "stop when val_loss has not fallen for so many epochs", int),
     Flag("run_dir", "run_dir", "runs/DATA-NET/TIME", "folder that gets everything the run writes", str),
     Flag("resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, or last or best of the latest", str),

@@ -22,14 +22,15 @@ def refuse(holds: Any, text: str) -> None:
 
 def check_words(stage: str, words: list[str]) -> None:
     """Refuse options of a training where nothing is trained."""
-    for name in ("compile", "ema", "early_stopping", "model.weights", "save_every_steps", "save_every_minutes"):
+    names = "accept", "compile", "ema", "early_stopping", "model.weights", "save_every_steps", "save_every_minutes"
+    for name in names:
         useless = stage != "fit" and values_of(f"--{name}", words)
         refuse(useless, f"--{name.removeprefix('model.')} is for a training, and {stage} is none; leave it out")
 
 
 def check_options(config: Any, tests: bool, resumes: bool) -> None:
     """Refuse options of a training that train or test nothing, or would be ignored."""
-    trainer, ema = config.trainer, config.ema
+    trainer, ema, accept = config.trainer, config.ema, config.accept
     instead = "To train without a test: python -m lit_nn fit. To test what is trained: python scripts/evaluate.py CKPT"
     for name in ("max_epochs", "max_steps", "limit_train_batches", *["limit_test_batches"] * tests):
         refuse(trainer[name] == 0, f"{name} is 0; give 1 or more. {instead}")
@@ -38,6 +39,8 @@ def check_options(config: Any, tests: bool, resumes: bool) -> None:
     blind = trainer.limit_val_batches == 0 and (config.early_stopping or config.model.schedule == "plateau")
     refuse(blind, "limit_val_batches is 0, but --early_stopping and --schedule plateau go by the validation; drop one")
     refuse(ema is not None and not 0 < ema < 1, f"--ema is {ema}; it must lie between 0 and 1")
+    refuse(accept is not None and not 0 < accept <= 1, f"--accept is {accept}; it must be more than 0, and at most 1")
+    refuse(accept and not tests, "--accept is for scripts/train.py, which calibrates the best checkpoint; leave it out")
     frozen = config.model.freeze_epochs == -1
     refuse(
         config.cache_features and not frozen, "--cache_features keeps what does not change: it needs --freeze_epochs -1"

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from data_modules.base import SPLITS
 from data_modules.files import atomic_path
 from data_modules.images.parts import among
-from lit_nn.checkpoint import CheckpointError, read_checkpoint
+from lit_nn.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
 from lit_nn.engine.cli import DESCRIPTION, LitCLI
@@ -31,6 +31,7 @@ from lit_nn.engine.lean_loop import LeanEpochLoop
 from lit_nn.engine.previous_run import PreviousRun
 from lit_nn.errors import Ended, UsageError, brief
 from lit_nn.nets import count_parameters
+from lit_nn.trained.calibrate import calibration_error, temperature, threshold
 
 HINTS = {  # to errors of torch and Lightning that are only seen when steps are taken
     "Expected more than 1 value per channel": "give a larger --batch_size",
@@ -167,7 +168,12 @@ def test_best(cli: LitCLI) -> None:
         if not best.exists():
             rank_zero_only(print)(f"No validation has chosen a best.ckpt to test; {checkpoints.last} has the weights.")
             return
-        model.load_state_dict(read_checkpoint(best)["state_dict"])
+        checkpoint = read_checkpoint(best)
+        model.load_state_dict(checkpoint["state_dict"])
+        if trainer.is_global_zero and not isinstance(trainer.strategy, FSDPStrategy):  # maybe too large for one device
+            print(_calibrate(cli, model))
+            checkpoint["hyper_parameters"] |= {"temperature": model.temperature, "threshold": model.threshold}
+            save_checkpoint(checkpoint, best)
     trainer.test(model, datamodule=cli.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return
@@ -192,6 +198,26 @@ def test_best(cli: LitCLI) -> None:
         runs, file = shlex.quote(str(run_dir.parent)), shlex.quote(str(best))
         scripts = [f"python scripts/{name}.py {file}" for name in ("evaluate", "export", "predict")]
         print("\n  ".join(["Next:", f"tensorboard --logdir {runs}", *scripts]), "IMAGE...")
+
+
+@torch.no_grad()
+def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
+    """Give a trained model its temperature and, if ``--accept`` asks for it, its threshold; returns what was found."""
+    data, device, accept = cli.datamodule, cli.trainer.strategy.root_device, cli.config.accept
+    images, labels, rows = data.split("val")
+    inputs, labels = data.features.get("val", images), labels.cpu()[rows]  # the whole part, whatever was validated
+    model.to(device).eval()
+    batches = rows.split(4 * data.batch_size)  # as validation has them
+    logits = torch.cat([model.logits(inputs[some].to(device)).cpu().double() for some in batches])  # (N, num_classes)
+    model.temperature = temperature(logits, labels)
+    shares = model.probabilities(logits)
+    model.threshold = threshold(shares, labels, accept) if accept else 0.0
+    errors = " -> ".join(f"{calibration_error(one, labels):.2%}" for one in (logits.softmax(1), shares))
+    text = f"On {len(labels):,} validation images: temperature {model.temperature:.3f}, calibration error {errors}"
+    if accept and model.threshold == 1:
+        return f"{text}; --accept {accept:g} is out of reach, so the model is never sure"
+    sure = (shares.amax(1) >= model.threshold).double().mean().item()
+    return text + (f"; sure from {model.threshold:.2%} on, about {sure:.2%} of the images" if accept else "")
 
 
 def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClassifier, result: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from data_modules import DATA_SETS, ImageDataModule, data_class
 from data_modules.errors import DataError
@@ -23,9 +22,8 @@ from data_modules.files import atomic_path
 from data_modules.images.dataset import ImageFiles
 from data_modules.sheets import drawable, font_for
 from lit_nn.errors import UsageError, brief, other_classes
+from lit_nn.trained.calibrate import BINS, calibration_error
 from lit_nn.trained.predict import Model
-
-BINS = 15  # of confidence, in the calibration error and the reliability diagram
 
 
 def data_of(model: Model, name: str | None = None, data_dir: str | None = None) -> ImageDataModule:
@@ -69,6 +67,8 @@ class Answers(NamedTuple):
     labels: NDArray[np.int64]  # the right classes, (N,)
     logits: NDArray[np.float32]  # (N, num_classes)
     probabilities: NDArray[np.float32]  # (N, num_classes)
+    temperature: float = 1.0  # by which logits are divided before they become probabilities
+    threshold: float = 0.0  # probability below which the model is not sure
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -81,7 +81,8 @@ def answer_test_images(model: Model, data: ImageDataModule) -> Answers:
     """Run a model on the test images of a data set that is prepared."""
     tensors, labels, rows = data.split("test")
     images = tensors[rows].cpu().numpy()
-    return Answers(model.class_names, images, labels[rows].cpu().numpy(), *model.run(images))
+    right, calibration = labels[rows].cpu().numpy(), (model.temperature, model.threshold)
+    return Answers(model.class_names, images, right, *model.run(images), *calibration)
 
 
 def measure(answers: Answers) -> dict[str, Any]:
@@ -99,14 +100,23 @@ def measure(answers: Answers) -> dict[str, Any]:
     half = z * np.sqrt(accuracy * (1 - accuracy) / count + (z / count / 2) ** 2)
     interval = [(accuracy + z**2 / count / 2 + side) / (1 + z**2 / count) for side in (-half, half)]
     shares = torch.from_numpy(answers.probabilities)  # (N, K)
+    sure = answers.probabilities.max(1) >= answers.threshold  # (N,)
     return {
         "images": count,
         "accuracy": accuracy,
         "accuracy_interval_95": np.clip(interval, 0, 1).tolist(),
         "balanced_accuracy": float(scores["recall"][support > 0].mean()),
         "top_3_accuracy": (logits.topk(min(3, classes)).indices == labels[:, None]).any(1).double().mean().item(),
-        "loss": F.cross_entropy(logits, labels).item(),  # nats
-        "calibration_error": multiclass_calibration_error(shares, labels, classes, n_bins=BINS).item(),  # Guo, 2017
+        "loss": F.cross_entropy(logits / answers.temperature, labels).item(),  # nats
+        "calibration_error": calibration_error(shares, labels),
+        "temperature": answers.temperature,
+        "uncalibrated": {  # with a temperature of 1
+            "loss": F.cross_entropy(logits, labels).item(),
+            "calibration_error": calibration_error(logits.softmax(1), labels),
+        },
+        "threshold": answers.threshold,
+        "sure": sure.mean().item(),  # share of the images
+        "accuracy_where_sure": float((logits.argmax(1) == labels).numpy()[sure].mean()) if sure.any() else 0.0,
         "macro": {score: float(values.mean()) for score, values in scores.items()},  # means over the classes
         "per_class": {
             name: {score: values[label].item() for score, values in (scores | {"support": support}).items()}

@@ -32,7 +32,7 @@ class Exported(nn.Module):
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Classify uint8 (B, C, H, W): "logits" and "probabilities", float (B, num_classes) each."""
         logits = self.classifier(pixels)
-        return {"logits": logits, "probabilities": logits.softmax(1)}
+        return {"logits": logits, "probabilities": self.classifier.probabilities(logits)}
 
 
 def _graph(classifier: ImageClassifier, metadata: Mapping[str, str]) -> torch.export.ExportedProgram:
@@ -116,6 +116,8 @@ class Export:
             "levels": json.dumps(model.levels),
             "fit": json.dumps(model.fit),
             "any_size": json.dumps(any_size),
+            "temperature": json.dumps(model.temperature),
+            "threshold": json.dumps(model.threshold),
             "data": json.dumps(model.data and {**model.data, "options": options}),
             "parts": json.dumps({name: [part.shape, parts[name]] for name, part in model.parts.items()}),
             "format": "lit-nn 1",

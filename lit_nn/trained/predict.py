@@ -35,6 +35,7 @@ class Prediction(NamedTuple):
 
     labels: list[str]  # names of classes
     probabilities: list[float]  # of each, between 0 and 1
+    sure: bool = True  # whether the first one reaches the threshold of the model
 
     @property
     def label(self) -> str:
@@ -58,6 +59,8 @@ class Model(NamedTuple):
     any_size: bool = True  # whether it does that itself, or takes images of that size only
     data: dict[str, Any] = {}  # "class" and "options" of the data set it was trained on; empty if it is not known
     parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
+    temperature: float = 1.0  # by which logits are divided before they become probabilities
+    threshold: float = 0.0  # probability below which it is not sure
 
     def run(self, images: Pixels) -> Answer:
         """Logits and probabilities of pixels 0..255, uint8 (N, C, H, W), in batches that fit into memory; N > 0."""
@@ -72,7 +75,8 @@ class Model(NamedTuple):
             rows = [row for row, image in enumerate(images) if image.shape == shape]
             for row, shares in zip(rows, self.run(np.stack([images[row] for row in rows]))[1], strict=True):
                 order = np.argsort(-shares, kind="stable")[:top_k]  # (top_k,)
-                predictions[row] = Prediction([self.class_names[label] for label in order], shares[order].tolist())
+                names, found = [self.class_names[label] for label in order], shares[order].tolist()
+                predictions[row] = Prediction(names, found, found[0] >= self.threshold)
         return predictions
 
     def pixels(self, image: Any) -> Pixels:
@@ -197,16 +201,16 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
         was_training = classifier.training
         logits = classifier.eval()(torch.from_numpy(images).to(classifier.mean.device)).float().cpu()  # (B, K)
         classifier.train(was_training)
-        return logits.numpy(), logits.softmax(1).numpy()
+        return logits.numpy(), classifier.probabilities(logits).numpy()
 
-    return Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run, classifier.fit)
+    names, shape, levels = classifier.class_names, classifier.image_shape, classifier.arguments["levels"]
+    calibration = classifier.temperature, classifier.threshold
+    return Model(names, shape, levels, run, classifier.fit, True, {}, {}, *calibration)
 
 
 def _described(metadata: Mapping[str, str], run: Run) -> Model:
-    metadata = {"levels": "65535", "fit": '"crop"', "parts": "{}", **metadata}  # older files do not say these
-    said = {
-        name: json.loads(metadata[name]) for name in ("class_names", "image_shape", "levels", "fit", "data", "parts")
-    }
+    older = {"levels": "65535", "fit": '"crop"', "parts": "{}", "temperature": "1", "threshold": "0"}  # lack some
+    said = {name: json.loads({**older, **metadata}[name]) for name in ("class_names", "image_shape", "data", *older)}
     channels, height, width = said["image_shape"]
     data = said["data"] if isinstance(said["data"], dict) else {}
     parts = {
@@ -214,7 +218,10 @@ def _described(metadata: Mapping[str, str], run: Run) -> Model:
         for name, (shape, text) in said["parts"].items()
     }
     names, shape, fit = [*map(str, said["class_names"])], (channels, height, width), str(said["fit"])
-    return Model(names, shape, int(said["levels"]), run, fit, data=data, parts=parts)
+    calibration = temperature, threshold = float(said["temperature"]), float(said["threshold"])
+    if not (temperature > 0 and 0 <= threshold <= 1):
+        raise ValueError(f"temperature {temperature}, threshold {threshold}")
+    return Model(names, shape, int(said["levels"]), run, fit, True, data, parts, *calibration)
 
 
 def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> list[Prediction]:

@@ -128,7 +128,7 @@ class Server:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.model = model._replace(run_batch=lambda images: session.run(outputs, {"pixels": images}))
         self.limits, self.api_key, self.name = limits, api_key, path.stem
-        self.threshold: float = getattr(model, "threshold", 0.0) if threshold is None else threshold
+        self.threshold: float = model.threshold if threshold is None else threshold
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.connections, self.idle = set[asyncio.StreamWriter](), set[asyncio.StreamWriter]()
         self.statuses, self.seconds, self.held, self.stopping = Counter[int](), 0.0, 0, False

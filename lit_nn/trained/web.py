@@ -23,7 +23,7 @@ def check_runtime(runtime: Path | None) -> None:
 def write_web(folder: Path, runtime: Path) -> None:
     """Put the page and the runtime into the folder of a model.onnx."""
     model = open_model(folder / "model.onnx")
-    facts = {"class_names": model.class_names, "threshold": getattr(model, "threshold", 0.0)}
+    facts = {"class_names": model.class_names, "threshold": model.threshold}
     said = json.dumps(facts).replace("<", "\\u003c")  # a class may be called </script>
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     assert PLACE in page

@@ -1,0 +1,139 @@
+"""Probabilities that mean what they say, and "not sure": found on the validation images, kept in every file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, Refused, Said, rows_of, script
+from PIL import Image
+from resume_runs import SMALL, differences, finished, stopped_and_continued
+from test_export import save_checkpoint
+
+from data_modules import FashionMNISTSample
+from lit_nn import predict
+from lit_nn.checkpoint import load_classifier, read_checkpoint
+from lit_nn.trained.calibrate import calibration_error, temperature, threshold
+from lit_nn.trained.predict import OPENERS, open_model
+
+train, evaluate, export, predict_files = (script(name) for name in ("train", "evaluate", "export", "predict"))
+BOOT = str(ROOT / "docs" / "images" / "boot.png")
+
+
+def drawn(count: int = 20_000, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, K), and labels that are drawn by just their probabilities, (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(count, classes, generator=generator)
+    return logits, logits.softmax(1).multinomial(1, generator=generator)[:, 0]
+
+
+@pytest.mark.parametrize("factor", [0.3, 1, 3])
+def test_temperature_is_that_of_a_grid(factor: float) -> None:
+    logits, labels = drawn()
+    found, grid = temperature(factor * logits, labels), torch.logspace(-1.3, 1.3, 2001).tolist()
+    losses = [F.cross_entropy(factor * logits / t, labels).item() for t in grid]
+    assert found == pytest.approx(grid[int(np.argmin(losses))], rel=0.005)
+    assert found == pytest.approx(factor, rel=0.03)  # of logits that are too large by a factor
+    assert found == temperature(factor * logits, labels)
+    assert calibration_error((factor * logits / found).softmax(1), labels) < 0.01
+
+
+def test_temperature_at_its_bounds() -> None:
+    logits = 5 * torch.eye(3)
+    assert temperature(logits, torch.arange(3)) == 1  # no mistake says how sure it may be
+    assert temperature(logits, torch.tensor([1, 2, 0])) == pytest.approx(20)  # worse than by chance
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [(1, 0.9), (0.75, 0.6), (0.7, 0.6), (0.6, 0.5), (0.5, 0.5)],  # 0.8 and 0.8 are accepted together
+)
+def test_threshold_by_hand(accept: float, expected: float) -> None:
+    confidence, right = torch.tensor([0.5, 0.8, 0.9, 0.8, 0.6]), torch.tensor([False, True, True, False, True])
+    shares = torch.stack([confidence, 1 - confidence], 1)
+    assert threshold(shares, (~right).long(), accept) == pytest.approx(expected)
+    assert threshold(shares, torch.ones(5).long(), accept) == 1  # none is right
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short training in which the network learns by heart, and its best checkpoint in every format."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    words = ["--net", "mlp", "--max_epochs", "6", "--schedule", "constant", "--augment", "none", "--accept", "0.95"]
+    assert train([*words, "--accelerator", "cpu", "--trainer.logger", "false", "--run_dir", str(folder)]) == 0
+    assert export([str(folder / "checkpoints" / "best.ckpt"), "--format", "all"]) == 0
+    return folder / "checkpoints"
+
+
+def test_training_calibrates_its_best_checkpoint(trained: Path, capsys: Said) -> None:
+    arguments = read_checkpoint(trained / "best.ckpt")["hyper_parameters"]
+    model, (images, labels, rows) = load_classifier(trained / "best.ckpt"), FashionMNISTSample().split("val")
+    with torch.no_grad():
+        logits, labels = model(images[rows]), labels[rows]
+    assert arguments["temperature"] == pytest.approx(temperature(logits, labels), rel=1e-4)
+    assert arguments["temperature"] > 1.05
+    shares = model.probabilities(logits)
+    assert calibration_error(shares, labels) <= calibration_error(logits.softmax(1), labels)
+    sure = shares.amax(1) >= arguments["threshold"] - 1e-6
+    assert 0.3 < sure.double().mean() < 1
+    assert (shares.argmax(1) == labels)[sure].double().mean() >= 0.95
+    untouched = read_checkpoint(trained / "last.ckpt")["hyper_parameters"]
+    assert (untouched["temperature"], untouched["threshold"]) == (1, 0)
+    for suffix in OPENERS:
+        same = open_model(trained / f"best{suffix}")
+        assert (same.temperature, same.threshold) == (arguments["temperature"], arguments["threshold"])
+        assert same.run(images[rows].numpy())[1] == pytest.approx(shares.numpy(), abs=1e-5)
+    assert evaluate([str(trained / "best.ckpt")]) == 0
+    found = json.loads((trained / "best.ckpt-report" / "metrics.json").read_text())
+    assert found["calibration_error"] < found["uncalibrated"]["calibration_error"]
+    assert found["loss"] < found["uncalibrated"]["loss"]
+    assert f"without it {found['uncalibrated']['calibration_error']:.2%}" in capsys.readouterr().out
+
+
+def test_predict_says_not_sure(trained: Path, tmp_path: Path, capsys: Said) -> None:
+    noise = tmp_path / "noise.png"
+    model, pixels = open_model(trained / "best.onnx"), FashionMNISTSample().split("test")[0].numpy()
+    doubtful = pixels[model.run(pixels)[1].max(1).argmin()]
+    Image.fromarray(doubtful[0]).save(noise)
+    assert [one.sure for one in predict(model, [BOOT, noise])] == [True, False]
+    words = [str(trained / "best.onnx"), BOOT, str(noise)]
+    assert predict_files(words) == 0
+    boot, other = capsys.readouterr().out.splitlines()
+    assert "sure" not in boot
+    assert other.endswith("%  (not sure)")
+    assert predict_files([*words, "--json"]) == 0
+    assert [row["sure"] for row in json.loads(capsys.readouterr().out)] == [True, False]
+    assert predict_files([*words, "--csv", str(tmp_path / "found.csv")]) == 0
+    assert [row["sure"] for row in rows_of(tmp_path / "found.csv")] == ["True", "False"]
+
+
+def test_resumed_runs_are_calibrated_alike(tmp_path: Path) -> None:
+    words = ["--accept", "0.5", "--data.val_fraction", "0.05"]
+    straight = finished(words, tmp_path / "straight")
+    assert differences(straight, stopped_and_continued(words, tmp_path / "stopped", [2, 4, 6])) == []
+    before = read_checkpoint(straight / "checkpoints" / "best.ckpt")["hyper_parameters"]
+    assert before["temperature"] != 1
+    longer = ["--resume", str(straight), "--max_epochs", "3", "--lr", "0"]  # the best stays: found again, and the same
+    assert train(longer) == 0
+    assert read_checkpoint(straight / "checkpoints" / "best.ckpt")["hyper_parameters"] == before
+
+
+def test_files_from_before_are_as_they_were(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "old.ckpt", "mlp")
+    checkpoint = torch.load(path, weights_only=True)
+    for name in ("temperature", "threshold"):
+        checkpoint["hyper_parameters"].pop(name, None)
+    torch.save(checkpoint, path)
+    model = open_model(path)
+    assert (model.temperature, model.threshold) == (1, 0)
+    pixels = np.zeros((1, *model.image_shape), np.uint8)
+    logits, shares = model.run(pixels)
+    assert shares == pytest.approx(torch.from_numpy(logits).softmax(1).numpy())
+    assert predict(model, pixels[0])[0].sure
+
+
+@pytest.mark.parametrize("words", [["--accept", "0"], ["--accept", "95"], ["--model.temperature", "0"]])
+def test_what_cannot_be_is_refused(words: list[str], refused: Refused) -> None:
+    assert words[0].rpartition(".")[2].removeprefix("--") in refused(train, [*SMALL, *words])
