@@ -40,7 +40,8 @@ def check_options(config: Any, tests: bool, resumes: bool) -> None:
     refuse(blind, "limit_val_batches is 0, but --early_stopping and --schedule plateau go by the validation; drop one")
     refuse(ema is not None and not 0 < ema < 1, f"--ema is {ema}; it must lie between 0 and 1")
     refuse(accept is not None and not 0 < accept <= 1, f"--accept is {accept}; it must be more than 0, and at most 1")
-    refuse(accept and not tests, "--accept is for scripts/train.py, which calibrates the best checkpoint; leave it out")
+    text = "--accept is for scripts/train.py, which calibrates the best checkpoint; leave it out"
+    refuse(accept and not tests and not resumes, text)
     frozen = config.model.freeze_epochs == -1
     refuse(
         config.cache_features and not frozen, "--cache_features keeps what does not change: it needs --freeze_epochs -1"
@@ -90,6 +91,7 @@ def check_processes(config: Any, trainer: L.Trainer) -> None:
     if isinstance(strategy, FSDPStrategy):
         spread = "that --strategy fsdp has spread over the processes"
         refuse(config.get("ema") is not None, f"--ema cannot average weights {spread}")
+        refuse(config.get("accept"), f"--accept cannot try weights {spread}; leave it out")
         by_norm = config.trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value"
         instead = "add --trainer.gradient_clip_algorithm value to clip each of its numbers"
         refuse(by_norm, f"--clip_grad cannot have the norm of a gradient {spread}; {instead}")
