@@ -32,14 +32,11 @@ def main(words: list[str]) -> None:
     low, high = found["accuracy_interval_95"]
     print(f"accuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {found['loss']:.4f}")
     print(f"balanced accuracy {found['balanced_accuracy']:.2%}, top 3 {found['top_3_accuracy']:.2%}")
-    before = found["uncalibrated"]
-    print(
-        f"calibration error {found['calibration_error']:.2%} at temperature {found['temperature']:.3f} (without it "
-        f"{before['calibration_error']:.2%}, loss {before['loss']:.4f})"
-    )
+    before = f"{found['uncalibrated_calibration_error']:.2%}, loss {found['uncalibrated_loss']:.4f}"
+    after = f"{found['calibration_error']:.2%} at temperature {found['temperature']:.3f}"
+    print(f"calibration error {after} (without it {before})")
     if found["threshold"]:
-        sure = f"sure (from {found['threshold']:.2%} on) of {found['sure']:.2%} of the images"
-        print(f"{sure}, and right about {found['accuracy_where_sure']:.2%} of these")
+        print(f"sure of {found['sure']:.2%} of the images, {found['accuracy_where_sure']:.2%} of these are right")
     print(f"Report: {folder}")
 
 

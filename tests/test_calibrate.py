@@ -87,9 +87,9 @@ def test_training_calibrates_its_best_checkpoint(trained: Path, capsys: Said) ->
         assert same.run(images[rows].numpy())[1] == pytest.approx(shares.numpy(), abs=1e-5)
     assert evaluate([str(trained / "best.ckpt")]) == 0
     found = json.loads((trained / "best.ckpt-report" / "metrics.json").read_text())
-    assert found["calibration_error"] < found["uncalibrated"]["calibration_error"]
-    assert found["loss"] < found["uncalibrated"]["loss"]
-    assert f"without it {found['uncalibrated']['calibration_error']:.2%}" in capsys.readouterr().out
+    assert found["calibration_error"] < found["uncalibrated_calibration_error"]
+    assert found["loss"] < found["uncalibrated_loss"]
+    assert f"{found['accuracy_where_sure']:.2%} of these are right" in capsys.readouterr().out
 
 
 def test_predict_says_not_sure(trained: Path, tmp_path: Path, capsys: Said) -> None:

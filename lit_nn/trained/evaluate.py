@@ -110,10 +110,8 @@ def measure(answers: Answers) -> dict[str, Any]:
         "loss": F.cross_entropy(logits / answers.temperature, labels).item(),  # nats
         "calibration_error": calibration_error(shares, labels),
         "temperature": answers.temperature,
-        "uncalibrated": {  # with a temperature of 1
-            "loss": F.cross_entropy(logits, labels).item(),
-            "calibration_error": calibration_error(logits.softmax(1), labels),
-        },
+        "uncalibrated_loss": F.cross_entropy(logits, labels).item(),  # at a temperature of 1
+        "uncalibrated_calibration_error": calibration_error(logits.softmax(1), labels),
         "threshold": answers.threshold,
         "sure": sure.mean().item(),  # share of the images
         "accuracy_where_sure": float((logits.argmax(1) == labels).numpy()[sure].mean()) if sure.any() else 0.0,

@@ -203,9 +203,8 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
         classifier.train(was_training)
         return logits.numpy(), classifier.probabilities(logits).numpy()
 
-    names, shape, levels = classifier.class_names, classifier.image_shape, classifier.arguments["levels"]
-    calibration = classifier.temperature, classifier.threshold
-    return Model(names, shape, levels, run, classifier.fit, True, {}, {}, *calibration)
+    model = Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run, classifier.fit)
+    return model._replace(temperature=classifier.temperature, threshold=classifier.threshold)
 
 
 def _described(metadata: Mapping[str, str], run: Run) -> Model:
@@ -218,10 +217,10 @@ def _described(metadata: Mapping[str, str], run: Run) -> Model:
         for name, (shape, text) in said["parts"].items()
     }
     names, shape, fit = [*map(str, said["class_names"])], (channels, height, width), str(said["fit"])
-    calibration = temperature, threshold = float(said["temperature"]), float(said["threshold"])
+    temperature, threshold = float(said["temperature"]), float(said["threshold"])
     if not (temperature > 0 and 0 <= threshold <= 1):
         raise ValueError(f"temperature {temperature}, threshold {threshold}")
-    return Model(names, shape, int(said["levels"]), run, fit, True, data, parts, *calibration)
+    return Model(names, shape, int(said["levels"]), run, fit, True, data, parts, temperature, threshold)
 
 
 def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> list[Prediction]:
