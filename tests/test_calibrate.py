@@ -110,6 +110,15 @@ def test_predict_says_not_sure(trained: Path, tmp_path: Path, capsys: Said) -> N
     assert [row["sure"] for row in rows_of(tmp_path / "found.csv")] == ["True", "False"]
 
 
+def test_the_server_goes_by_it(trained: Path) -> None:
+    pytest.importorskip("httptools")
+    from lit_nn.trained.serve import Limits, Server
+
+    server = Server(trained / "best.onnx", Limits())
+    assert server.threshold == open_model(trained / "best.ckpt").threshold > 0
+    assert Server(trained / "best.onnx", Limits(), 0.3).threshold == 0.3
+
+
 def test_resumed_runs_are_calibrated_alike(tmp_path: Path) -> None:
     words = ["--accept", "0.5", "--data.val_fraction", "0.05"]
     straight = finished(words, tmp_path / "straight")
