@@ -112,7 +112,8 @@ def test_predict_says_not_sure(trained: Path, tmp_path: Path, capsys: Said) -> N
 
 def test_the_server_goes_by_it(trained: Path) -> None:
     pytest.importorskip("httptools")
-    from lit_nn.trained.serve import Limits, Server
+    from lit_nn.trained.batcher import Limits
+    from lit_nn.trained.serve import Server
 
     server = Server(trained / "best.onnx", Limits())
     assert server.threshold == open_model(trained / "best.ckpt").threshold > 0
