@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from data_modules.base import SPLITS, ImageDataModule
+from data_modules.base import SPLITS, ImageDataModule, Split
 from data_modules.images.decode import digest
 
 CHUNK = 4096  # images measured at a time
@@ -25,7 +25,7 @@ RESOLUTION = 150  # dots per inch
 
 
 def print_report(data: ImageDataModule) -> None:
-    """Print counts for each class and part of a prepared data set, shape, mean and std, and images in two parts."""
+    """Print counts for each class and part of a prepared data set, shape, mean, std, copies, and its own facts."""
     parts = {split: data.split(split) for split in SPLITS}
     counts = {
         split: labels[indices].bincount(minlength=len(data.class_names)).tolist()
@@ -43,13 +43,21 @@ def print_report(data: ImageDataModule) -> None:
     print(f"shape:            {' x '.join(map(str, data.image_shape))} (channels x height x width)")
     print(f"mean:             {_numbers(data.mean)}, measured on the training images: {_numbers(mean)}")
     print(f"std:              {_numbers(data.std)}, measured on the training images: {_numbers(std)}")
-    digests = {
-        split: {digest(images[row].numpy().tobytes()) for row in indices.tolist()}
-        for split, (images, _, indices) in parts.items()
-    }
-    pairs = [(one, other, len(digests[one] & digests[other])) for one, other in itertools.combinations(SPLITS, 2)]
+    same: dict[int, list[tuple[Split, int]]] = {}  # part and label of all images with the same pixels
+    for split, (images, labels, indices) in parts.items():
+        for row in indices.tolist():
+            same.setdefault(digest(images[row].numpy().tobytes()), []).append((split, int(labels[row])))
+    homes = [{split for split, _ in found} for found in same.values()]
+    pairs = [
+        (one, other, sum({one, other} <= home for home in homes)) for one, other in itertools.combinations(SPLITS, 2)
+    ]
     between = "; ".join(f"{count} in {one} and {other}" for one, other, count in pairs if count)
     print(f"in two parts:     {between or 'no image'}")
+    print(f"duplicates:       {sum(len(found) - 1 for found in same.values()) or 'no'} images are copies of another")
+    contradictions = sum(len({label for _, label in found}) > 1 for found in same.values())
+    print(f"contradictions:   {contradictions or 'no'} images lie in two classes")
+    for name, text in data.facts().items():
+        print(f"{name + ':':17} {text}")
 
 
 def measured(data: ImageDataModule) -> tuple[list[float], list[float]]:

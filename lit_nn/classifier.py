@@ -1,7 +1,7 @@
 """LitClassifier trains an ImageClassifier: loss, metrics, optimizer, schedule. The only training step there is."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -38,6 +38,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         weight_decay: Decay of weight matrices and kernels; biases and normalisation layers are not decayed.
         schedule: How the learning rate changes during the training, one of `lit_nn.optim.SCHEDULES`.
         schedule_args: Further arguments of the schedule.
+        monitor: Which result of the validation is to be good: val_acc, val_loss, val_balanced_acc, val_f1. best.ckpt,
+            early stopping and the schedule "plateau" go by it.
 
     Raises:
         UsageError: If a name is unknown or an argument does not fit; the message names what is allowed.
@@ -65,6 +67,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         weight_decay: float = 0.01,
         schedule: str = "one_cycle",
         schedule_args: dict[str, Any] | None = None,
+        monitor: str = "val_acc",
         channels_last: bool = False,
         flip_in_eval: bool = False,
     ) -> None:
@@ -83,6 +86,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         self.train_metrics = StageMetrics(len(class_names))
         self.val_metrics = StageMetrics(len(class_names))
         self.test_metrics = StageMetrics(len(class_names))
+        look_up({f"val_{name}": metric for name, metric in self.val_metrics.by_name.items()}, monitor, "monitor")
         self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
         self.timer: Timer | None = None  # where time alone ends the training
         self.decayed = [param.ndim > 1 for param in self.parameters()]  # kept, because FSDP makes all of them flat
@@ -149,6 +153,11 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         for name, metric in metrics.by_name.items():  # the objects: Lightning adds them up over processes, resets them
             self.log(f"{stage}_{name}", metric)
 
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a low or a high value of what is monitored is good."""
+        return "max" if self.val_metrics.by_name[self.hparams["monitor"][4:]].higher_is_better else "min"
+
     def on_fit_start(self) -> None:
         """Take the class weights from the training data if they are to balance it; see whether the end is known."""
         if self.hparams["class_weights"] == "balanced":
@@ -201,7 +210,12 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             **(hparams["optimizer_args"] or {}),
         )
         # A function of the progress holds no number of steps, so a resumed run may be made longer.
-        schedule = build_schedule(hparams["schedule"], optimizer, self.progress, **(hparams["schedule_args"] or {}))
+        name, options = hparams["schedule"], hparams["schedule_args"] or {}
+        if name == "plateau":
+            options = {"mode": self.mode, **options}
+        schedule = build_schedule(name, optimizer, self.progress, **options)
+        if "monitor" in schedule:
+            schedule["monitor"] = hparams["monitor"]
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(**schedule)}  # type: ignore[typeddict-item]
 
     def _weights(self, class_weights: str | list[float]) -> Tensor | None:

@@ -196,7 +196,7 @@ def test_a_renamed_class_is_named(tmp_path: Path, capsys: Said) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("--schedule plateau --trainer.check_val_every_n_epoch 2 --max_epochs 2", "val_loss which is not available"),
+        ("--schedule plateau --trainer.check_val_every_n_epoch 2 --max_epochs 2", "val_acc which is not available"),
         ("--trainer.limit_test_batches 0.1 --batch_size 2000", "limit_test_batches"),
         ("--net torchvision/resnet18 --batch_size 1", "give a larger --batch_size"),
         ("--config EarlyStopping.yaml", "acc_of_val"),

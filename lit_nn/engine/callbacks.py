@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import operator
 import os
 import signal
 import threading
@@ -41,7 +42,7 @@ class Stopped(Exception):
 
 
 class Checkpoints(Checkpoint):
-    """Saves best.ckpt (highest validation accuracy so far) and last.ckpt.
+    """Saves best.ckpt (the best validation so far, by what the classifier monitors) and last.ckpt.
 
     Only between two epochs or between two optimizer steps, when nothing of the step or epoch before is still to come.
     Lightning's ModelCheckpoint saves while an epoch ends, before its schedule and its training metrics are done with
@@ -151,8 +152,10 @@ class Checkpoints(Checkpoint):
         self._save_epoch(trainer)
 
     def _save_epoch(self, trainer: L.Trainer) -> None:
-        score = trainer.callback_metrics.get("val_acc")
-        is_best = score is not None and (self.best_score is None or score.item() > self.best_score)
+        classifier = cast(LitClassifier, trainer.lightning_module)
+        score = trainer.callback_metrics.get(classifier.hparams["monitor"])
+        better = operator.gt if classifier.mode == "max" else operator.lt
+        is_best = score is not None and (self.best_score is None or better(score.item(), self.best_score))
         if is_best and score is not None:
             self.best_score, self.best_epoch = score.item(), trainer.current_epoch - 1
             self._save(trainer, self.folder / "best.ckpt")
@@ -303,7 +306,7 @@ class MetricsCSV(Callback):
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
         names = [name for name in metrics if name not in ("train_loss_step", "lr")]
-        columns = dict.fromkeys([*self.COLUMNS, *names, *(name for row in rows for name in row)])
+        columns = dict.fromkeys([*self.COLUMNS, *sorted({*names, *(name for row in rows for name in row)})])
         known = [name for name in names if epoch == self.validated or not name.startswith("val_")]
         values = {name: metrics[name].item() for name in known}
         values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]

@@ -261,7 +261,8 @@ class LitCLI(LightningCLI):
         if self.stage == "fit" and config.ema is not None:
             callbacks.append(EMA(decay=config.ema))
         if self.stage == "fit" and config.early_stopping is not None:
-            callbacks.append(EarlyStopping("val_loss", patience=config.early_stopping))
+            monitor = self.model.hparams["monitor"]
+            callbacks.append(EarlyStopping(monitor, patience=config.early_stopping, mode=self.model.mode))
         if self.run_dir is not None:
             given["default_root_dir"] = given["default_root_dir"] or str(self.run_dir)
             if given["logger"] in (None, True):

@@ -1,7 +1,6 @@
 """Settings of a run: what is wrong with them, YAML files, and those in a checkpoint, which is data and never code."""
 
 import argparse
-import inspect
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from data_modules import DATA_SETS, data_class
+from data_modules import DATA_SETS, option_names
 from data_modules.files import atomic_path
 from lit_nn.engine.flags import FLAGS, unknown_option
 from lit_nn.errors import UsageError, brief
@@ -33,11 +32,10 @@ def explain(error: argparse.ArgumentError, parser: ArgumentParser) -> str:
         return f"--{option} is '{value}'; allowed: {allowed}"
     if not unknown:
         return text
-    classes = {cls for name in DATA_SETS for cls in data_class(name).__mro__[:-1]}
     names = [flag.name for flag in FLAGS] + list(parser.get_defaults().keys(branches=True))
-    names += sorted({f"data.{name}" for cls in classes for name in inspect.signature(cls).parameters})
+    names += sorted({f"data.{option}" for name in DATA_SETS for option in option_names(name)})
     given = unknown[1] or unknown[2] or f"data.{unknown[3]}"
-    takers = [name for name in DATA_SETS if given.rpartition(".")[2] in inspect.signature(data_class(name)).parameters]
+    takers = [name for name in DATA_SETS if given.rpartition(".")[2] in option_names(name)]
     if given in names and takers:
         return f"--{given} is an option of {', '.join(takers)} only; choose it with --data, or leave the option out"
     return unknown_option(given, names)

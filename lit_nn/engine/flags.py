@@ -48,7 +48,8 @@ FLAGS = [
     Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation; true: any"),
     Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),
     Flag("ema", "ema", "null", "decay of a moving average (0.99 to 0.9999) to use instead of the weights", float),
-    Flag("early_stopping", "early_stopping", "null", "stop when val_loss has not fallen for so many epochs", int),
+    Flag("monitor", "model.monitor", "val_acc", "what is best: val_acc, val_loss, val_balanced_acc, val_f1"),
+    Flag("early_stopping", "early_stopping", "null", "stop when that has not improved for so many epochs", int),
     Flag("run_dir", "run_dir", "runs/DATA-NET/TIME", "folder that gets everything the run writes", str),
     Flag(
         "resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, last or best of the latest run", str

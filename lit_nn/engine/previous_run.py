@@ -53,6 +53,8 @@ class PreviousRun:
         others = other_classes(before["class_names"], now["class_names"])
         misfit = check_tensors(classifier, self.checkpoint["state_dict"])
         optimizer, schedules = now["optimizer"], {before.get("schedule"), now["schedule"]}
+        # Older versions went by the accuracy, but their schedule by the loss.
+        monitored = before.get("monitor", "val_loss in its schedule only" if "plateau" in schedules else "val_acc")
         args_before, args_now = before.get("optimizer_args") or {}, now["optimizer_args"] or {}
         more = [name for name in MORE_STATE.get(optimizer, ()) if args_now.get(name) and not args_before.get(name)]
         # FSDP numbers the parameters of an optimizer in the order of the layers, the others in that of its groups.
@@ -68,6 +70,8 @@ class PreviousRun:
                 f"leave out --optimizer, or {anew}": before.get("optimizer") != optimizer,
                 f"--schedule {now['schedule']} cannot use the state of {before.get('schedule')} that the checkpoint "
                 f"holds; leave out --schedule, or {anew}": len(schedules) > 1 and "plateau" in schedules,
+                f"--monitor {now['monitor']}: the run so far went by {monitored}; give the same, or {anew}": monitored
+                != now["monitor"],
                 f"--model.optimizer_args.{more} needs a state that the checkpoint does not hold; leave it out, or "
                 f"{anew}": more,
                 "--strategy fsdp cannot use the optimizer's state in the checkpoint of another strategy; go on with "

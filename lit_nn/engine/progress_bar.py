@@ -33,7 +33,7 @@ class ProgressBar(TQDMProgressBar):
 
     def _print_epoch(self, trainer: L.Trainer) -> None:
         if self.is_disabled and trainer.is_global_zero and "train_loss" in trainer.callback_metrics:
-            names = ("train_loss", "val_loss", "val_acc")
+            names = _shown(trainer, "train_loss")
             known = [
                 f"{name} {trainer.callback_metrics[name]:.4f}" for name in names if name in trainer.callback_metrics
             ]
@@ -50,5 +50,10 @@ class ProgressBar(TQDMProgressBar):
         shown.pop("v_num", None)
         metrics = trainer.callback_metrics
         shown.update(self._recent)
-        shown.update({name: f"{metrics[name]:.3f}" for name in ("val_loss", "val_acc") if name in metrics})
+        shown.update({name: f"{metrics[name]:.3f}" for name in _shown(trainer) if name in metrics})
         return shown
+
+
+def _shown(trainer: L.Trainer, *names: str) -> list[str]:
+    """The names and those of the validation, with what best.ckpt goes by."""
+    return [*dict.fromkeys([*names, "val_loss", "val_acc", trainer.lightning_module.hparams["monitor"]])]

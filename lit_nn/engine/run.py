@@ -133,8 +133,9 @@ def _prepare_training(cli: LitCLI) -> None:
         seen = [had[part].numpy() for part in ("train", "val") if part in had]
         if seen and (count := among(tested.numpy(), np.concatenate(seen)).sum()):
             print(
-                f"warning: {config.init_from} was trained on {count} of the images that are to be tested, so the test "
-                "will look better than it is; give --seed and --data.test_fraction of that run, or lay out a test part"
+                f"warning: {config.init_from} was trained on {count} of the images that are to be tested, or on their "
+                "groups, so the test will look better than it is; give --seed and --data.test_fraction of that run, or "
+                "lay out a test part"
             )
     if cli.run_dir is not None:
         if cli.previous is not None:
@@ -156,7 +157,7 @@ def test_best(cli: LitCLI) -> None:
     """Test the best checkpoint, write result.json, say what came out and what to type next."""
     trainer, model, run_dir, checkpoints = cli.trainer, cli.model, cli.run_dir, cli.checkpoints
     epochs, seconds = trainer.current_epoch, checkpoints.seconds if checkpoints else 0.0
-    val_acc = checkpoints.best_score if checkpoints else trainer.callback_metrics.get("val_acc")
+    validated: dict[str, Any] = dict(trainer.callback_metrics)
     if isinstance(trainer.strategy, FSDPStrategy):
         model = LitClassifier(**model.hparams)  # it has taken the trained one apart
     if checkpoints:
@@ -166,7 +167,9 @@ def test_best(cli: LitCLI) -> None:
             text = f"No validation has chosen a best.ckpt to test; {checkpoints.last} has the weights."
             rank_zero_only(print)(text)
             return
-        model.load_state_dict(read_checkpoint(best)["state_dict"])
+        found = read_checkpoint(best)
+        model.load_state_dict(found["state_dict"])
+        validated = found["metrics"]
     trainer.test(model, datamodule=cli.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return
@@ -176,7 +179,7 @@ def test_best(cli: LitCLI) -> None:
     scores = {name: round(value.item(), 7) for name, value in trainer.callback_metrics.items()}  # float32
     result: dict[str, Any] = {
         **{name: value for name, value in scores.items() if name.startswith("test_")},
-        "val_acc": round(float(val_acc or 0), 7),
+        **{name: round(float(value), 7) for name, value in validated.items() if name.startswith("val_")},
         "epochs": epochs,
         "seconds": round(seconds, 2),
         "net": model.net_name,
