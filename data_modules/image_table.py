@@ -29,19 +29,19 @@ class ImageTable(ImageFiles):
     Args:
         table: The file, looked for in ``data_dir`` too.
         columns: What its columns are called, if otherwise: ``{"file": "path", "label": "kind"}``.
-        data_dir: The folder that the files' paths start from; None for the folder of the table.
+        data_dir: The folder that the files' paths start from; "data" (nobody has chosen one) for that of the table.
         options: Those of `ImageFiles`.
     """
 
     samplings: ClassVar = ("shuffled", "balanced", "weighted")
 
     def __init__(
-        self, table: str = "", columns: dict[str, str] | None = None, data_dir: str | None = None, **options: Any
+        self, table: str = "", columns: dict[str, str] | None = None, data_dir: str = "data", **options: Any
     ) -> None:
         if not table:
             raise OptionError("image_table needs a table with the columns file and label: --data.table labels.csv")
         places = [Path(os.path.expanduser(table))]
-        super().__init__(str(places[0].parent) if data_dir is None else data_dir, **options)
+        super().__init__(str(places[0].parent) if data_dir == "data" else data_dir, **options)
         places.append(Path(self.data_dir, table))
         self.table = next((place for place in places if place.is_file()), places[0])
         self.columns = dict(columns or {})
