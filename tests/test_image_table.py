@@ -99,10 +99,13 @@ def test_delimiters_and_encodings_are_told_by_the_content(
 def test_parquet(cells: Cells, here: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    columns = {"file": [row[0] for row in cells[1:]], "label": [number % 2 for number in range(40)]}
+    columns: dict[str, list[Any]] = {
+        "file": [row[0] for row in cells[1:]],
+        "label": [number % 2 for number in range(40)],
+    }
     parquet.write_table(pyarrow.table(columns), "pics/labels.parquet")
     assert ImageTable("pics/labels.parquet").class_names == ["0", "1"]
-    columns["label"][6] = None  # type: ignore[call-overload]
+    columns["label"][6] = None
     parquet.write_table(pyarrow.table(columns), "pics/labels.parquet")
     with pytest.raises(DataError, match=r"labels\.parquet: row 7 has no label"):
         ImageTable("pics/labels.parquet").prepare_data()
