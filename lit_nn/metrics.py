@@ -122,14 +122,16 @@ class StageMetrics(nn.Module):
             raise LossError(f"The loss is {losses[first]:.3g}, for {len(losses) - first} batches now")
         sizes = torch.tensor([len(batch) for batch in all_labels], device=losses.device)
         logits, labels = torch.cat(all_logits), _as_classes(torch.cat(all_labels))  # (N, num_classes), (N,)
-        answers = logits.argmax(1)  # (N,)
+        answers = logits.argmax(1)  # (N,), once: of many classes it takes longer than all the rest
         per_class = (labels[answers == labels], answers, labels)
-        counts = torch.stack([classes.bincount(minlength=logits.shape[1]) for classes in per_class])  # (3, K), once
+        counts = torch.stack([classes.bincount(minlength=logits.shape[1]) for classes in per_class])  # (3, K)
         for metric in self.by_name.values():
             if isinstance(metric, MeanLoss):
                 metric.update(losses, sizes)
+            elif isinstance(metric, ClassScore):
+                metric.update(counts)
             else:
-                metric.update(counts) if isinstance(metric, ClassScore) else metric.update(logits, labels)
+                metric.update(answers if metric is self.acc else logits, labels)
         self._recent.clear()
 
     def recent(self) -> dict[str, float]:
