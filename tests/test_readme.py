@@ -12,7 +12,8 @@ from snippets import snippets
 
 from data_modules.fashion_mnist import DEBIAN_FOLDER, FashionMNIST
 
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("index", "configuration", "export", "how_it_works"))]
+NAMES = ("index", "configuration", "export", "how_it_works", "tables")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 EVERYDAY = sorted(
     {
         line.partition(" #")[0].strip()
