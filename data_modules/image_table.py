@@ -65,10 +65,12 @@ class ImageTable(ImageFiles):
             for name, cell in row.items():
                 values[name].append(cell)
             path = os.path.normpath(os.path.join(self.data_dir, row["file"]))
-            if first := paths.setdefault(path, number) - number:
-                wrong.append(f"row {number} names the file of row {number + first} again: {row['file']}")
-            elif not row["file"] or (self.on_error == "stop" and not os.path.isfile(path)):
-                wrong.append(f"row {number}: no such file: {path}" if row["file"] else f"row {number} has no file")
+            if not row["file"]:
+                wrong.append(f"row {number} has no file")
+            elif (first := paths.setdefault(path, number)) != number:
+                wrong.append(f"row {number} names the file of row {first} again: {row['file']}")
+            elif self.on_error == "stop" and not os.path.isfile(path):
+                wrong.append(f"row {number}: no such file: {path}")
             if not row["label"]:
                 wrong.append(f"row {number} has no label")
             elif re.fullmatch(r"[+-]?\d+(\.\d*)?", row["label"]):  # 1, 1.0 and 01 are one class, or a mistake
@@ -80,7 +82,7 @@ class ImageTable(ImageFiles):
             if not _is_weight(row.get("weight", "1")):
                 wrong.append(f"row {number}: weight '{row['weight']}'; it must be a number from 0 on")
         if wrong:
-            raise DataError(f"{self.table}: {some(wrong)}")
+            raise DataError(" ".join(f"{self.table}: {some(wrong)}".split()))  # a cell may have several lines
         if len(names := sorted(set(values["label"]))) < 2:
             raise DataError(f"{self.table} has only one label, {names[0]}; a classifier needs two or more")
         label_of = {name: label for label, name in enumerate(names)}
@@ -92,9 +94,8 @@ class ImageTable(ImageFiles):
         """Place of each column that the table has."""
         names = {column: self.columns.get(column, column) for column in COLUMNS}
         for column, name in names.items():
-            if (name not in header and (column in ("file", "label") or column in self.columns)) or (
-                header.count(name) > 1
-            ):
+            needed = column in ("file", "label") or column in self.columns
+            if header.count(name) > 1 or (needed and name not in header):
                 found = f"{header.count(name) or 'no'} columns '{name}' in row 1: {some(header)}"
                 raise DataError(f"{self.table} has {found}; say which is the {column}: --data.columns.{column} NAME")
         if unused := [name for name in header if name not in names.values()]:
@@ -118,8 +119,7 @@ class ImageTable(ImageFiles):
         except UnicodeDecodeError as error:
             row = content.count(b"\n", 0, error.start) + 1
             raise DataError(f"{self.table}, row {row}: not UTF-8 text; save the table as CSV in UTF-8") from error
-        header, needed = text.lstrip().partition("\n")[0], [self.columns.get(name, name) for name in COLUMNS[:2]]
-        delimiter = max(",;\t", key=lambda one: (sum(name in header.split(one) for name in needed), header.count(one)))
+        delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)  # the most frequent in the header
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         rows: Rows = []
         try:

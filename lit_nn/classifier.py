@@ -156,7 +156,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     @property
     def mode(self) -> Literal["min", "max"]:
         """Whether a low or a high value of what is monitored is good."""
-        return "max" if self.val_metrics.by_name[self.hparams["monitor"][4:]].higher_is_better else "min"
+        return "min" if self.val_metrics.by_name[self.hparams["monitor"][4:]].higher_is_better is False else "max"
 
     def on_fit_start(self) -> None:
         """Take the class weights from the training data if they are to balance it; see whether the end is known."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -143,9 +144,10 @@ class ImageFiles(ImageDataModule):
         if self.group_by is None:
             return listing
         require("group_by", self.group_by.pattern, not listing.groups, "left out: the table has groups")
-        found = [self.group_by.search(file.replace(os.sep, "/")) for file in listing.files]
+        paths = [unicodedata.normalize("NFC", file.replace(os.sep, "/")) for file in listing.files]
+        found = [self.group_by.search(path) for path in paths]
         names = ["/".join(filter(None, match.groups())) or match[0] if match else "" for match in found]
-        if lone := [file for file, name in zip(listing.files, names, strict=True) if not name]:
+        if lone := [path for path, name in zip(paths, names, strict=True) if not name]:
             which = f"{len(lone)} of {len(names)} images, for instance {printable(lone[0])}"
             require("group_by", self.group_by.pattern, any(names), f"another one: it finds no group in {which}")
             say(f"{self.data_dir}: group_by finds no group in {which}; each is on its own")
@@ -240,7 +242,7 @@ class ImageFiles(ImageDataModule):
         if self._known and began[:2] != self.image_shape[:2]:
             images = cached_images(Path(self.data_dir), self._listing.files, began, True)
         labels, groups = self._listing.labels, self._listing.groups or [""] * len(self._listing.labels)
-        fingerprints = {name: digest(name.encode()) if name else 0 for name in set(groups)}
+        fingerprints = {name: digest(os.fsencode(name)) if name else 0 for name in set(groups)}
         return np.column_stack([images.digests, labels, [fingerprints[name] for name in groups]])
 
     def _parts(self, name: Split) -> Parts:

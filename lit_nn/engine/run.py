@@ -179,6 +179,7 @@ def test_best(cli: LitCLI) -> None:
     scores = {name: round(value.item(), 7) for name, value in trainer.callback_metrics.items()}  # float32
     result: dict[str, Any] = {
         **{name: value for name, value in scores.items() if name.startswith("test_")},
+        "val_acc": 0.0,  # without any validation
         **{name: round(float(value), 7) for name, value in validated.items() if name.startswith("val_")},
         "epochs": epochs,
         "seconds": round(seconds, 2),
