@@ -46,7 +46,7 @@ MISTAKES = {
     "--data fashion": ["fashion", "fashion_mnist"],
     "--data image_folder --data_dir nowhere": ["nowhere is not a folder"],
     "--data image_folder --data.image_size big": ["image_size", "int"],
-    "--data.image_size 5": ["data.image_size is an option of image_folder only"],
+    "--data.image_size 5": ["data.image_size is an option of image_folder, image_table only"],
     "--data_dir \udcffictures": ["'?ictures' is not UTF-8"],
     "--data.sampling even": ["sampling", "even", "shuffled", "balanced"],
     "--data.batch_sise 3": ["batch_sise", "data.batch_size"],

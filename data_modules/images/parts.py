@@ -89,7 +89,7 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
         for one in order:
             for label in contents[one] if part[one] in (TRAIN, OPEN) else ():
                 free[label] += 1
-        free = [units - max(1, min(later + 1, units - 1)) for units in free]
+        free = [there - max(1, min(later + 1, there - 1)) for there in free]
         still_open = [one for one in order if part[one] == OPEN]
         for one in _pick(still_open, contents, target.tolist(), (target - held).tolist(), free):
             part[one] = name
