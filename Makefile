@@ -44,6 +44,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/train_speed.py >> build/RESULTS.md
 	$(BIN)/python benchmarks/train_speed.py --net mlp lenet resnet9 --how by_hand --rounds 15 >> build/RESULTS.md
 	$(BIN)/python benchmarks/data_path.py >> build/RESULTS.md
+	$(BIN)/python benchmarks/augment.py >> build/RESULTS.md
 	$(BIN)/python benchmarks/scaling.py >> build/RESULTS.md
 	mv build/RESULTS.md benchmarks/RESULTS.md
 

@@ -3,15 +3,23 @@
 The draws come from a CPU generator and only then move to the device, so a run repeats itself on every device. Nothing
 here waits for a CUDA device, which has yet to compute the steps before. Images are uint8 (B, C, H, W), and targets the
 probabilities of the classes, float (B, K).
+
+What photographs need is drawn first, as a few numbers for each image (`Changes`), and then done at once: all that
+moves pixels in one map, through which an image is sampled once; then what changes colours; then what is erased.
 """
 
 import difflib
+import math
+import re
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from data_modules.errors import OptionError
+from data_modules.photographs import FILTERS, Changes, Size, change_images, covered, mean_colour, to_device_of
+
+Range = tuple[float, float]  # least and most
 
 
 class Draws:
@@ -35,12 +43,6 @@ class Draws:
         return numbers[self.rank :: self.world_size]
 
 
-def _to_device_of(images: Tensor, numbers: Tensor) -> Tensor:
-    """Drawn numbers on the device of the images."""
-    # CUDA has taken them over when this returns, before they arrive; other devices might read them when they are gone.
-    return numbers.to(images.device, non_blocking=images.is_cuda)
-
-
 def _flipped(images: Tensor, chosen: Tensor) -> Tensor:
     """Mirror the chosen images (bool (B,)) left to right."""
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
@@ -48,7 +50,7 @@ def _flipped(images: Tensor, chosen: Tensor) -> Tensor:
 
 def flip(images: Tensor, draws: Draws) -> Tensor:
     """Mirror every other image left to right, by chance."""
-    return _flipped(images, _to_device_of(images, draws.rand(len(images)) < 0.5))
+    return _flipped(images, to_device_of(images, draws.rand(len(images)) < 0.5))
 
 
 def flip_alternating(images: Tensor, epoch: int) -> Tensor:
@@ -67,24 +69,16 @@ def translate(images: Tensor, draws: Draws) -> Tensor:
     up, left = round(height / 16), round(width / 16)
     padded = F.pad(images, (left, left, up, up), mode="reflect")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 up + 1, 2 left + 1, H, W), a view
-    y = _to_device_of(images, draws.randint(2 * up + 1, batch))
-    x = _to_device_of(images, draws.randint(2 * left + 1, batch))
+    y = to_device_of(images, draws.randint(2 * up + 1, batch))
+    x = to_device_of(images, draws.randint(2 * left + 1, batch))
     return windows[torch.arange(batch, device=images.device), :, y, x]
 
 
 def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, draws: Draws) -> Tensor:
     """Which pixels lie in each image's box, bool (B, 1, H, W); of sizes (B,), centred anywhere in the image."""
-    device, batch, (height, width) = images.device, len(images), images.shape[2:]
-
-    def inside(sizes: Tensor, length: int) -> Tensor:
-        """Which rows or columns, of as many as the length says, the boxes cover; bool (B, length)."""
-        first = draws.randint(length, batch) - sizes // 2
-        edges = _to_device_of(images, torch.stack([first, first + sizes])[..., None])  # (2, B, 1)
-        place = torch.arange(length, device=device)
-        return (place >= edges[0]) & (place < edges[1])
-
-    in_rows, in_columns = inside(box_height, height), inside(box_width, width)
-    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+    batch, (height, width) = len(images), images.shape[2:]
+    top, left = draws.randint(height, batch) - box_height // 2, draws.randint(width, batch) - box_width // 2
+    return covered(images, to_device_of(images, torch.stack([left, top, box_width, box_height], 1)))
 
 
 def cutout(images: Tensor, draws: Draws) -> Tensor:
@@ -93,13 +87,12 @@ def cutout(images: Tensor, draws: Draws) -> Tensor:
     From T. DeVries and G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017).
     """
     size = torch.tensor(images.shape[2:]).expand(len(images), 2) // 2  # (B, 2)
-    colour = images.float().mean((2, 3), keepdim=True).to(torch.uint8)  # (B, C, 1, 1)
-    return torch.where(_random_boxes(images, size[:, 0], size[:, 1], draws), colour, images)
+    return torch.where(_random_boxes(images, size[:, 0], size[:, 1], draws), mean_colour(images), images)
 
 
 def brightness_contrast(images: Tensor, draws: Draws) -> Tensor:
     """Multiply each image's contrast by 0.8 to 1.2 and move its brightness by up to a fifth of the range."""
-    drawn = _to_device_of(images, draws.rand(2, len(images))[..., None, None, None])
+    drawn = to_device_of(images, draws.rand(2, len(images))[..., None, None, None])
     contrast, brightness = 0.4 * drawn - 0.2  # (B, 1, 1, 1) each
     pixels = images.float()
     # (pixels - mean) * (1 + contrast) + mean + 255 brightness, in fewer passes over the pixels
@@ -113,7 +106,7 @@ def mixup(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor
     From H. Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), with alpha = 1 as there for CIFAR-10. The
     batch is in random order already, so the neighbour, on the same process, is as good a partner as any.
     """
-    share = _to_device_of(images, draws.rand(len(images)))  # (B,) of the neighbour
+    share = to_device_of(images, draws.rand(len(images)))  # (B,) of the neighbour
     images = torch.lerp(images.float(), images.roll(1, 0).float(), share[:, None, None, None]).round().to(torch.uint8)
     return images, torch.lerp(targets, targets.roll(1, 0), share[:, None])
 
@@ -131,10 +124,25 @@ def cutmix(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tenso
     return torch.where(box, images.roll(1, 0), images), torch.lerp(targets, targets.roll(1, 0), share[:, None])
 
 
+def _random_parts(draws: Draws, batch: int, sides: Tensor, scale: Range, ratio: Range, shape: Tensor) -> Tensor:
+    """Left, top, width and height of random parts, int64 (B, 4), of a share of the area and a ratio to the shape."""
+    share, stretch, *place = draws.rand(4, batch)
+    area = (scale[0] + (scale[1] - scale[0]) * share) * sides.prod()  # (B,)
+    aspect = ratio[0] * (ratio[1] / ratio[0]) ** stretch * shape[0] / shape[1]
+    size = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1).round().clamp(torch.ones(2), sides)
+    return torch.cat([torch.stack(place, 1) * (sides - size + 1), size], 1).long()
+
+
+# Of TrivialAugment, the filters first. Then: to shear and to shift along both sides, to rotate, to multiply brightness,
+# contrast and saturation, and nothing.
+_OPERATIONS = len(FILTERS) + 9
+
 # In the order in which they are applied, whatever the order in which they were named: mixing comes last.
-_ONE_IMAGE = {function.__name__: function for function in (flip, translate, brightness_contrast, cutout)}
+_MOVING = {function.__name__: function for function in (flip, translate)}
+_PAINTING = {function.__name__: function for function in (brightness_contrast, cutout)}
 _MIXING = {function.__name__: function for function in (cutmix, mixup)}
-AUGMENTATIONS = ["flip_alternating", *_ONE_IMAGE, *_MIXING]
+_MAPPED = ["crop", "vertical_flip", "quarter_turn", "rotate", "trivial"]  # with one of them, flip and translate too
+AUGMENTATIONS = ["flip_alternating", *_MOVING, *_MAPPED, "color", "erase", *_PAINTING, *_MIXING]
 """Every name that `Augment` knows, in the order in which they are applied."""
 
 
@@ -143,23 +151,92 @@ class Augment:
 
     Args:
         spec: Names of `AUGMENTATIONS` joined by commas, such as "flip,translate,cutout", or "none"; of another name
-            there is an OptionError. `names` has them in the order in which they are applied.
+            there is an OptionError. `names` has them in the order in which they are applied. ``crop`` may have
+            options, of which these are the defaults: "crop:scale=0.25..1:ratio=0.75..1.33", the share of the area that
+            is left, and the ratio of width to height, compared with the result's.
     """
 
     def __init__(self, spec: str) -> None:
-        wanted = [] if spec == "none" else [name.strip() for name in spec.split(",")]
-        for name in wanted:
+        wanted = dict(word.strip().partition(":")[::2] for word in spec.split(",")) if spec != "none" else {}
+        self.names = [name for name in AUGMENTATIONS if name in wanted]
+        self.ranges: dict[str, Range] = {"scale": (0.25, 1), "ratio": (0.75, 1.33)}  # of crop
+        for name, options in wanted.items():
             if name not in AUGMENTATIONS:
                 near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
                 hint = f" Did you mean {near[0]}?" if near else ""
                 allowed = f"{', '.join(AUGMENTATIONS)} joined by commas, or none"
                 raise OptionError(f"unknown augmentation '{name}'.{hint} Allowed: {allowed}")
-        self.names = [name for name in AUGMENTATIONS if name in wanted]
+            for option in filter(None, options.split(":")):
+                found = re.fullmatch(r"(scale|ratio)=(\d*\.?\d+)\.\.(\d*\.?\d+)", option)
+                low, high = (float(found[2]), float(found[3])) if found else (0, 0)
+                if not (found and name == "crop" and 0 < low <= high <= (1 if found[1] == "scale" else math.inf)):
+                    raise OptionError(
+                        f"{name} cannot have the option '{option}'. Allowed: crop:scale=0.25..1:ratio=0.75..1.33 for "
+                        "instance, the share of the area that is left (at most 1), and how wide it may become"
+                    )
+                self.ranges[found[1]] = low, high
+        self._mapped = not set(_MAPPED).isdisjoint(self.names)
+
+    def _draw(self, draws: Draws, batch: int, sides: Tensor, frame: Tensor) -> Changes:
+        """Draw what becomes of each image, of width and height as in `sides`, to fill a `frame`, int64 (2,) each."""
+        names, zeros = self.names, torch.zeros(batch, 2)
+        parts, signs = torch.cat([zeros.long(), sides.expand(batch, 2)], 1), torch.ones(batch, 2)
+        angle, shear, shift = torch.zeros(batch), zeros.clone(), zeros.clone()
+        factors, filters, strengths = torch.ones(batch, 3), torch.full((batch,), -1), torch.zeros(batch)
+        erased = torch.zeros(batch, 4, dtype=torch.int64)
+        if "crop" in names:
+            parts = _random_parts(draws, batch, sides, self.ranges["scale"], self.ranges["ratio"], frame)
+        for axis, name in enumerate(["flip", "vertical_flip"]):
+            if name in names:
+                signs[:, axis] -= 2 * (draws.rand(batch) < 0.5)
+        if "quarter_turn" in names:
+            turns = draws.randint(4, batch)
+            signs *= 1 - turns[:, None] // 2 * 2
+            angle += turns % 2 * (math.pi / 2 if frame[0] == frame[1] else 0)  # where they do not fit, half turns
+        if "rotate" in names:
+            angle += math.radians(15) * (2 * draws.rand(batch) - 1)
+        if "translate" in names:
+            shift += (2 * draws.rand(2, batch).T - 1) / 8  # a sixteenth of the sides, from -1 to 1
+        if "trivial" in names:
+            filters, strengths = draws.randint(_OPERATIONS, batch), 2 * draws.rand(batch) - 1
+            drawn = (F.one_hot(filters, _OPERATIONS) * strengths[:, None])[:, len(FILTERS) :]  # (B, 9)
+            shear += 0.99 * drawn[:, 0:2]
+            shift += 2 / 7 * drawn[:, 2:4]  # 32 of 224 pixels, from -1 to 1
+            angle += math.radians(135) * drawn[:, 4]
+            factors += 0.99 * drawn[:, 5:8]
+        if "color" in names:
+            factors *= 0.6 + 0.8 * draws.rand(3, batch).T
+        if "erase" in names:
+            erased = _random_parts(draws, batch, frame, (0.02, 0.33), (0.3, 3.3), frame)
+            erased *= draws.rand(batch)[:, None] < 0.5
+        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(batch, 2, 2)
+        slant = torch.eye(2) + torch.diag_embed(shear).flip(2)  # x by y, and y by x
+        reach = parts[:, 2:] / sides  # (B, 2)
+        linear = turn @ slant * signs[:, None] * frame / frame[:, None] * reach[:, :, None]  # (B, 2, 2)
+        centre = (2 * parts[:, :2] + parts[:, 2:]) / sides - 1 + shift * reach  # (B, 2)
+        upright = (angle == 0) & (shear == 0).all(1) & (shift == 0).all(1)
+        maps = torch.cat([linear, centre[:, :, None]], 2)
+        return Changes(parts, maps, upright, factors, filters, strengths, erased)
 
     def __call__(
-        self, images: Tensor, labels: Tensor, num_classes: int, draws: Draws, epoch: int = 0
+        self,
+        images: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        draws: Draws,
+        epoch: int = 0,
+        *,
+        size: Size | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Augment one batch, on any device; the given tensors stay as they are.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            labels: int64 (B,).
+            num_classes: K.
+            draws: Where random numbers come from.
+            epoch: Which one it is, for ``flip_alternating``.
+            size: Height and width that ``crop`` gives the images; None for those they have.
 
         Returns:
             uint8 images (B, C, H, W), and the labels, int64 (B,), or after mixup or cutmix the probabilities of the
@@ -167,7 +244,15 @@ class Augment:
         """
         if "flip_alternating" in self.names:
             images = flip_alternating(images, epoch)
-        for name, one_image in _ONE_IMAGE.items():
+        for name, one_image in _MOVING.items():
+            if name in self.names and not self._mapped:
+                images = one_image(images, draws)
+        if self._mapped or "color" in self.names or "erase" in self.names:
+            height, width = images.shape[2:]
+            size = size if size and "crop" in self.names else (height, width)
+            changes = self._draw(draws, len(images), torch.tensor([width, height]), torch.tensor(size[::-1]))
+            images = change_images(images, changes, size if self._mapped else None)
+        for name, one_image in _PAINTING.items():
             if name in self.names:
                 images = one_image(images, draws)
         mixing = [mix for name, mix in _MIXING.items() if name in self.names]

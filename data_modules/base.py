@@ -12,6 +12,7 @@ from data_modules.augment import Augment, Draws
 from data_modules.batches import Batch, BatchLoader, seeded_generator, stratified_split
 from data_modules.errors import DataError as DataError
 from data_modules.errors import DataNote, require
+from data_modules.images.fit import FITS
 
 Arrays = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W) and int64 labels (N,)
 Split = Literal["train", "val", "test"]
@@ -37,6 +38,8 @@ class ImageDataModule(L.LightningDataModule):
         data_dir: Folder in which the data set lies, or into which it is downloaded.
         batch_size: Training images per batch and process.
         val_fraction: Share of the training images that is held out for validation, if there is no such part.
+        fit: How an image of another size becomes one of this data set, one of `images.fit.FITS`: "crop" cuts out the
+            middle, "pad" shows the whole image between black bars, "squash" changes its shape.
         augment: What to do to training images: names joined by commas, "none", or "default" for what suits the data.
         sampling: Order of the training images in an epoch: "shuffled", or "balanced", which draws as many with
             replacement so that every class comes equally often, or "weighted", so that every image comes as often as
@@ -60,6 +63,7 @@ class ImageDataModule(L.LightningDataModule):
         data_dir: str = "data",
         batch_size: int = 128,
         val_fraction: float = 0.1,
+        fit: Literal["crop", "pad", "squash"] = "crop",
         augment: str = "default",
         sampling: Literal["shuffled", "balanced", "weighted"] = "shuffled",
         on_device: bool = False,
@@ -68,9 +72,11 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         require("val_fraction", val_fraction, 0 < val_fraction < 1, "between 0 and 1")
+        require("fit", fit, fit in FITS, ", ".join(FITS))
         require("sampling", sampling, sampling in self.samplings, " or ".join(self.samplings))
         self.data_dir = os.path.expanduser(data_dir)  # noqa: PTH111 (Path.expanduser raises where there is no home)
         self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
+        self.fit = fit
         self.augment = Augment(self.default_augment if augment == "default" else augment)
         self.sampling, self.on_device = sampling, on_device
         # The parts() of the run that goes on or is evaluated, {} if it did not keep them: stronger than any option, and
@@ -79,6 +85,7 @@ class ImageDataModule(L.LightningDataModule):
         self._fractions, self._is_cut = [val_fraction], False  # which parts are cut from training, and whether any is
         self._changes: list[str] = []
         self._splits: Parts = {}
+        self.features: dict[Split, Tensor] = {}  # of each part, which loaders give instead of images: float16 (N, V, D)
         self._train_loader: BatchLoader | None = None
 
     # --- what a data set fills in ---------------------------------------------------------------------------------
@@ -182,6 +189,7 @@ class ImageDataModule(L.LightningDataModule):
     def _loader(self, name: Split) -> BatchLoader:
         trainer = self.trainer
         images, labels, indices = self.split(name)
+        images = self.features.get(name, images)
         training = name == "train"
         overfit = training and trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if overfit:  # the same few batches in every epoch, which are to be learnt by heart
@@ -218,10 +226,15 @@ class ImageDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Any:
         """Augment training batches, on the device; the Trainer calls this for every batch."""
-        if not self.augment.names or self.trainer is None or not self.trainer.training:
+        if not (self.augment.names or self.features) or self.trainer is None or not self.trainer.training:
             return batch
         assert self._train_loader is not None
         epoch = self._train_loader.epoch
         generator = seeded_generator(self.seed, epoch, self._train_loader.batches_done, 0)
         draws = Draws(generator, self.trainer.global_rank, self.trainer.world_size)
-        return self.augment(*batch, len(self.class_names), draws, epoch)
+        if self.features:  # of several views of each image: one of them
+            features, labels = batch  # (B, V, D)
+            view = draws.randint(features.shape[1], len(features)).to(features.device)
+            return features[torch.arange(len(features), device=features.device), view], labels
+        size = getattr(self.trainer.lightning_module, "net_size", None)
+        return self.augment(*batch, len(self.class_names), draws, epoch, size=size)

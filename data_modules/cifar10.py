@@ -1,7 +1,6 @@
-"""CIFAR-10: 60,000 colour images of animals and vehicles, 32x32, in ten classes.
+"""CIFAR-10: 60,000 colour images of animals and vehicles, 32x32, in ten classes (Krizhevsky 2009).
 
-Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
-https://www.cs.toronto.edu/~kriz/cifar.html
+Source: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 from pathlib import Path
@@ -39,16 +38,15 @@ class CIFAR10(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download the images, unless this machine has them; raises DataError if they cannot be had."""
-        root = Path(self.data_dir)
         what_to_do = (
-            f"{root} has neither {ARCHIVE} nor its unpacked folder cifar-10-batches-py. What you can do:\n"
-            f"  put {ARCHIVE} into {root}, or give its folder: --data_dir FOLDER\n"
+            f"{self.data_dir} has neither {ARCHIVE} nor its unpacked folder cifar-10-batches-py. What you can do:\n"
+            f"  put {ARCHIVE} into that folder, or give another one: --data_dir FOLDER\n"
             f"  name a server that has it: --data.mirror https://example.org/{ARCHIVE}"
         )
         try:
             self._read(train=False)
         except RuntimeError:
-            with download(root, "CIFAR-10", what_to_do):
+            with download(Path(self.data_dir), "CIFAR-10", what_to_do):
                 self._read(train=False, download=True)
 
     def load(self, split: Split) -> Arrays | None:

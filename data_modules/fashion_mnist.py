@@ -1,7 +1,6 @@
-"""Fashion-MNIST: 70,000 gray images of clothes, 28x28, in ten classes.
+"""Fashion-MNIST: 70,000 gray images of clothes, 28x28, in ten classes (Xiao, Rasul, Vollgraf 2017).
 
-Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
-2017, https://arxiv.org/abs/1708.07747; files and their format: https://github.com/zalandoresearch/fashion-mnist
+Source: https://arxiv.org/abs/1708.07747; files and their format: https://github.com/zalandoresearch/fashion-mnist
 """
 
 import gzip
@@ -19,10 +18,8 @@ from data_modules.base import Arrays, ImageDataModule, Split
 from data_modules.errors import DataError
 from data_modules.files import download
 
-FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+PREFIXES = {"train": "train", "test": "t10k"}
+FILES = {part: (f"{name}-images-idx3-ubyte", f"{name}-labels-idx1-ubyte") for part, name in PREFIXES.items()}
 NAMES = [*FILES["train"], *FILES["test"]]
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -65,21 +62,18 @@ class FashionMNIST(ImageDataModule):
         if split == "val":
             return None
         if (folder := self.folder()) is None:
-            command = "python scripts/prepare_data.py --data fashion_mnist"
-            raise DataError(f"Fashion-MNIST was not downloaded: {command}\n{self._help()}")
+            raise DataError(f"Fashion-MNIST is not here: scripts/prepare_data.py --data fashion_mnist\n{self._help()}")
         images, labels = (read_idx(file(folder, name)) for name in FILES[split])
         return images.unsqueeze(1), labels.long()
 
     def folder(self) -> Path | None:
         """The first folder that has all four files."""
-        return next((folder for folder in self._folders() if all(file(folder, name).is_file() for name in NAMES)), None)
-
-    def _folders(self) -> list[Path]:
-        return [Path(self.data_dir), Path(self.data_dir, "FashionMNIST", "raw"), DEBIAN_FOLDER]
+        folders = (Path(self.data_dir), Path(self.data_dir, "FashionMNIST", "raw"), DEBIAN_FOLDER)
+        return next((folder for folder in folders if all(file(folder, name).is_file() for name in NAMES)), None)
 
     def _help(self) -> str:
         return (
-            f"None of {', '.join(map(str, self._folders()))} has {', '.join(NAMES)}, with or without .gz. You can\n"
+            f"Neither {self.data_dir} nor {DEBIAN_FOLDER} has {', '.join(NAMES)}, with or without .gz. You can\n"
             "  use the small sample that comes with this project: --data fashion_mnist_sample\n"
             "  on Debian or Ubuntu: apt install dataset-fashion-mnist\n"
             "  give a folder with these files of github.com/zalandoresearch/fashion-mnist: --data_dir FOLDER"

@@ -12,9 +12,8 @@ from data_modules.fashion_mnist import FashionMNIST
 class FashionMNISTSample(ImageDataModule):
     """7,000 real images of Fashion-MNIST, embedded in the package.
 
-    600 of each class from the published training set and 100 of each class from the published test set;
-    ``scripts/make_sample.py`` made the file. The images are under the MIT licence in
-    ``fashion_mnist_sample.LICENSE.txt``.
+    600 of each class from the published training set and 100 of each class from the published test set, which
+    tests/test_data.py compares. The images are under the MIT licence in ``fashion_mnist_sample.LICENSE.txt``.
     """
 
     class_names = FashionMNIST.class_names

@@ -23,11 +23,9 @@ TIMEOUT = 60  # seconds without a byte after which a server counts as dead
 def atomic_path(path: Path) -> Iterator[Path]:
     """Write a file under a temporary name beside it, and give it its own name only once it is complete and on disk.
 
-    After a crash at any moment ``path`` is what it was before; at most the temporary file stays behind, and the next
-    attempt overwrites it. Two processes must not write the same path at once: hold a ``filelock.FileLock``.
-
-    Yields:
-        Where to write, with the same suffix: "images.part.npy" for "images.npy".
+    Yields where to write, with the same suffix: "images.part.npy" for "images.npy". After a crash at any moment
+    ``path`` is what it was before; at most the temporary file stays behind, and the next attempt overwrites it. Two
+    processes must not write the same path at once: hold a ``filelock.FileLock``.
     """
     temporary = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
@@ -58,11 +56,7 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def open_tensor(path: Path) -> "Tensor":
-    """Map a .npy file into memory, read-only and without a copy; processes on one machine share the memory.
-
-    Raises:
-        DataError: If the file is missing or damaged, or holds pickled objects.
-    """
+    """Map a .npy file into memory, read-only and without a copy; DataError if it is damaged or holds pickles."""
     import torch
 
     try:

@@ -10,7 +10,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from data_modules.base import SPLITS, ImageDataModule, Split
@@ -27,34 +27,27 @@ RESOLUTION = 150  # dots per inch
 def print_report(data: ImageDataModule) -> None:
     """Print counts for each class and part of a prepared data set, shape, mean, std, copies, and its own facts."""
     parts = {split: data.split(split) for split in SPLITS}
-    counts = {
-        split: labels[indices].bincount(minlength=len(data.class_names)).tolist()
-        for split, (_, labels, indices) in parts.items()
-    }
-    table = Table("class", title=type(data).__name__, show_footer=True)
-    table.columns[0].footer = "all"
-    for split in SPLITS:
-        table.add_column(split, f"{sum(counts[split]):,}", justify="right")
-    for label, name in enumerate(data.class_names):
-        table.add_row(escape(name), *(f"{counts[split][label]:,}" for split in SPLITS))
-    Console().print(table)
-
-    mean, std = measured(data)
-    print(f"shape:            {' x '.join(map(str, data.image_shape))} (channels x height x width)")
-    print(f"mean:             {_numbers(data.mean)}, measured on the training images: {_numbers(mean)}")
-    print(f"std:              {_numbers(data.std)}, measured on the training images: {_numbers(std)}")
+    table = Table(Column("class", "all"), title=type(data).__name__, show_footer=True)
+    counts = list[list[int]]()
     same: dict[int, list[tuple[Split, int]]] = {}  # part and label of all images with the same pixels
     for split, (images, labels, indices) in parts.items():
+        counts.append(labels[indices].bincount(minlength=len(data.class_names)).tolist())
         for row in indices.tolist():
             same.setdefault(digest(images[row].numpy().tobytes()), []).append((split, int(labels[row])))
-    homes = [{split for split, _ in found} for found in same.values()]
-    pairs = [
-        (one, other, sum({one, other} <= home for home in homes)) for one, other in itertools.combinations(SPLITS, 2)
-    ]
+        table.add_column(split, f"{len(indices):,}", justify="right")
+    for name, *row in zip(data.class_names, *counts, strict=True):
+        table.add_row(escape(name), *(f"{count:,}" for count in row))
+    Console().print(table)
+    print(f"shape:            {' x '.join(map(str, data.image_shape))} (channels x height x width)")
+    for what, own, found in zip(("mean:", "std: "), (data.mean, data.std), measured(data), strict=True):
+        texts = [" ".join(f"{value:.4f}" for value in values) for values in (own, found)]
+        print(f"{what}             {texts[0]}, measured on the training images: {texts[1]}")
+    homes = [{split for split, _ in places} for places in same.values()]
+    pairs = [(a, b, sum({a, b} <= home for home in homes)) for a, b in itertools.combinations(SPLITS, 2)]
     between = "; ".join(f"{count} in {one} and {other}" for one, other, count in pairs if count)
     print(f"in two parts:     {between or 'no image'}")
-    print(f"duplicates:       {sum(len(found) - 1 for found in same.values()) or 'no'} images are copies of another")
-    contradictions = sum(len({label for _, label in found}) > 1 for found in same.values())
+    print(f"duplicates:       {sum(map(len, same.values())) - len(same) or 'no'} images are copies of another")
+    contradictions = sum(len({label for _, label in places}) > 1 for places in same.values())
     print(f"contradictions:   {contradictions or 'no'} images lie in two classes")
     for name, text in data.facts().items():
         print(f"{name + ':':17} {text}")
@@ -69,10 +62,6 @@ def measured(data: ImageDataModule) -> tuple[list[float], list[float]]:
         total += torch.stack([pixels.mean((0, 2, 3)), pixels.square().mean((0, 2, 3))]).double() * len(rows)
     mean, mean_square = total / len(indices)
     return mean.tolist(), (mean_square - mean**2).clamp(min=0).sqrt().tolist()
-
-
-def _numbers(values: list[float]) -> str:
-    return " ".join(f"{value:.4f}" for value in values)
 
 
 def font_for(names: Sequence[str]) -> list[str]:
@@ -106,13 +95,7 @@ def sample_rows(labels: Tensor) -> Tensor:
 def sample_sheet(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> Figure:
     """Draw the name and the first ten images of each class, of many classes the first 50, one class in a row.
 
-    Args:
-        images: uint8 (N, C, H, W), gray or colour, on any device.
-        labels: int64 (N,).
-        class_names: Name of each class.
-
-    Returns:
-        A figure that belongs to no window; write it with ``figure.savefig(path)``.
+    Images are uint8 (N, C, H, W), gray or colour, on any device; labels int64 (N,).
     """
     names = drawable(class_names[:MOST_CLASSES])
     chosen = sample_rows(labels)

@@ -4,7 +4,7 @@ import sys
 
 from lit_nn.engine.console import command
 from lit_nn.engine.flags import to_dotted
-from lit_nn.errors import UsageError, did_you_mean
+from lit_nn.errors import look_up
 
 STAGES = ("fit", "validate", "test", "predict")
 
@@ -16,9 +16,7 @@ def main(words: list[str]) -> None:
         print(f"usage: python -m lit_nn {'|'.join(STAGES)} [OPTION ...]\n\nOptions: python -m lit_nn fit --help")
         return
     stage, *options = words
-    if stage not in STAGES:
-        what = "stands before the subcommand, which comes first" if stage.startswith("-") else "is no subcommand"
-        raise UsageError(f"'{stage}' {what}.{did_you_mean(stage, STAGES)} Allowed: {', '.join(STAGES)}")
+    look_up(dict.fromkeys(STAGES), stage, "subcommand, which comes first,")
     to_dotted(options)  # refuses at once what is mistyped
     from lit_nn.engine.cli import LitCLI  # only now: it imports lightning, which takes seconds
     from lit_nn.engine.run import predict, running

@@ -4,8 +4,10 @@ import contextlib
 import importlib.metadata
 import os
 import pickle
+import re
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -58,9 +60,6 @@ def _complete_or_not_at_all(target: Path) -> Iterator[IO[bytes]]:
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint file as plain values, onto the CPU.
 
-    Args:
-        path: A ``.ckpt`` file.
-
     Returns:
         What the Trainer stored: among others "state_dict", "hyper_parameters", "epoch" and "global_step".
 
@@ -69,9 +68,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             saved by a newer version.
     """
     if not Path(path).is_file():
-        raise CheckpointError(
-            f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{best_of_run(path)}"
-        )
+        hint = best_of_run(path)
+        raise CheckpointError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{hint}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare the checksums
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
@@ -85,16 +83,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
     except Exception as error:  # damaged and hostile files provoke errors of all kinds
         raise CheckpointError(f"{path}: damaged, cut off, or not a checkpoint at all ({brief(error)})") from error
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(name), dict) for name in ("state_dict", "hyper_parameters")
-    ):
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(found.get(name), dict) for name in ("state_dict", "hyper_parameters")):
         raise CheckpointError(f"{path}: not a checkpoint of a LitClassifier")
-    saved_as = checkpoint.get("format", CHECKPOINT_FORMAT)
+    saved_as = found.get("format", CHECKPOINT_FORMAT)
     if not isinstance(saved_as, int) or saved_as > CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: saved in format {saved_as}, this version of lit-nn reads up to {CHECKPOINT_FORMAT}; update it"
         )
-    return checkpoint
+    return found
 
 
 def best_of_run(path: str | os.PathLike[str]) -> str:
@@ -139,26 +136,25 @@ def build_model(
 ) -> ImageClassifier:
     """Build the model that hyper-parameters describe around the given tensors; `ModelError` if they do not fit.
 
-    It is built without memory and takes the tensors as they are, so that no size that a file names costs anything
-    before it has been compared with a tensor that is there. Arguments of the training are passed over.
+    It is built without memory and takes the tensors as they are: no size that a file claims costs anything before it
+    has been compared with a tensor that is there. Arguments of the training are passed over.
     """
     taken = {name: hyper_parameters[name] for name in signature(ImageClassifier).parameters if name in hyper_parameters}
     try:
-        if (taken.get("net_args") or {}).get("weights") is not None:
+        if net_args := taken.get("net_args"):
+            taken["net_args"] = {
+                name: value for name, value in net_args.items() if name != "freeze_backbone"
+            }  # of before
+        if (net_args or {}).get("weights") not in (None, "none"):
             raise ModelError("it asks for weights from elsewhere; a checkpoint has its own")
         if not all(isinstance(name, str) for name in taken["class_names"]):
             raise ModelError("class_names is not a list of names")
-        if net is not None:
-            model = ImageClassifier(**{**taken, "net": net})
-        else:
-            with _WithoutMemory():
-                model = ImageClassifier(**taken)
+        with _WithoutMemory() if net is None else contextlib.nullcontext():
+            model = ImageClassifier(**{**taken, **({} if net is None else {"net": net})})
         if misfit := check_tensors(model, state_dict):
             raise ModelError(misfit)
-        expected = model.state_dict()
-        model.load_state_dict(
-            {name: tensor.to(expected[name].dtype) for name, tensor in state_dict.items()}, assign=net is None
-        )
+        tensors = {name: state_dict[name].to(expected.dtype) for name, expected in model.state_dict().items()}
+        model.load_state_dict(tensors, assign=net is None)
         if left := [name for name, tensor in model.named_buffers() if tensor.is_meta]:
             raise ModelError(f"{', '.join(left)} cannot be had from the file")
         model.arrange_memory()
@@ -204,26 +200,71 @@ def data_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def init_from(net: nn.Module, checkpoint: str | os.PathLike[str]) -> str:
-    """Copy a checkpoint's parameters and buffers into a network wherever name and shape are the same.
+def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> str:
+    """Copy the tensors of a file into a network wherever name and shape are the same.
 
     Transfer learning as in the PyTorch recipe "Warmstarting model using parameters from a different model": there
-    ``strict=False`` skips what is missing in silence and fails on another shape; here both are skipped and said, a
-    line for each tensor. `CheckpointError` if not one fits.
+    ``strict=False`` skips what is missing in silence and fails on another shape; here both are skipped and said. What
+    stands before all names ("module.", "model.", "net.") is found out.
+
+    Args:
+        net: The network.
+        path: A .pth, .pt, .safetensors or .ckpt file, of anybody: it is read as data.
+
+    Returns:
+        A short account of what was taken and what was not.
+
+    Raises:
+        CheckpointError: If the file cannot be read or holds zeros, or fewer than half of the network's tensors have
+            their like in it.
     """
-    saved, own = read_checkpoint(checkpoint)["state_dict"], net.state_dict()
-    offered = {name.removeprefix(PREFIX): tensor for name, tensor in saved.items() if name.startswith(PREFIX)}
-    taken, lines = {}, []
-    for name in {**own, **offered}:
-        here, there = (tuple(tensors[name].shape) if name in tensors else None for tensors in (own, offered))
-        if here == there:
-            taken[name] = offered[name]
-            lines.append(f"  taken      {name} {here}")
-        elif here is None or there is None:
-            lines.append(f"  not taken  {name}: not in {'this network' if here is None else 'the checkpoint'}")
-        else:
-            lines.append(f"  not taken  {name}: {there} in the checkpoint, {here} in this network")
-    if not taken:
-        raise CheckpointError(f"{checkpoint}: not one of its {len(offered)} tensors has the name and shape of one here")
+    offered, own = _read_tensors(os.path.expanduser(path)), net.state_dict()  # noqa: PTH111 (without a home, too)
+    beginnings = Counter(name[: dot.end()] for name in offered for dot in re.finditer(r"\.", name))
+    common = ["", *(start for start, count in beginnings.items() if 2 * count >= len(offered))]
+    renamed = [
+        {added + name[len(start) :]: tensor for name, tensor in offered.items() if name.startswith(start)}
+        for start in common
+        for added in ("", PREFIX)
+    ]
+    offered = max(renamed, key=lambda found: sum(name in own for name in found))
+    taken = {name: offered[name] for name in own if name in offered and own[name].shape == offered[name].shape}
+    others = []
+    for name in own.keys() | offered.keys() - taken.keys():
+        if name in taken:
+            continue
+        there, here = (f"{tuple(tensors[name].shape)}" if name in tensors else "none" for tensors in (offered, own))
+        others.append(f"  not taken  {name}: {there} in the file, {here} in this network")
+    weights = [tensor for name, tensor in taken.items() if tensor.ndim > 1]
+    if 2 * len(taken) < sum(not name.endswith("num_batches_tracked") for name in own):
+        raise CheckpointError(
+            f"{path} is of another network: of the {len(own)} tensors here, only {len(taken)} have the name and shape "
+            f"of one in the file; lacking is for instance {min(own.keys() - taken.keys())}"
+        )
+    if not any(weight.any() for weight in weights) or not all(tensor.isfinite().all() for tensor in taken.values()):
+        raise CheckpointError(f"{path} holds zeros or undefined numbers where the weights should be")
     net.load_state_dict(taken, strict=False)
-    return "\n".join([f"{len(taken)} tensors taken from {checkpoint}, {len(lines) - len(taken)} not:", *lines])
+    more = [f"  and {len(others) - 10} more"] if len(others) > 10 else []
+    head = f"{len(taken)} of {len(own)} tensors taken from {path}"
+    return "\n".join([head, *sorted(others)[:10], *more])
+
+
+def _read_tensors(path: str) -> dict[str, Tensor]:
+    """All tensors of anybody's file of weights, by name."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file{best_of_run(path)}")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
+    except Exception as error:  # damaged and hostile files provoke errors of all kinds
+        raise CheckpointError(f"{path}: damaged, cut off, or not a file of weights ({brief(error)})") from error
+    while isinstance(found, dict) and not any(isinstance(value, Tensor) for value in found.values()):
+        inner = [name for name in ("state_dict", "model_state_dict", "model") if isinstance(found.get(name), dict)]
+        found = found[inner[0]] if inner else None
+    if found is None or not isinstance(found, dict):
+        raise CheckpointError(f"{path}: it holds no weights by name, no state_dict")
+    return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}

@@ -1,6 +1,7 @@
 """LitClassifier trains an ImageClassifier: loss, metrics, optimizer, schedule. The only training step there is."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
@@ -10,14 +11,17 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 
 from data_modules.base import ImageDataModule
-from lit_nn.checkpoint import load_classifier
+from lit_nn.checkpoint import load_classifier, load_weights
 from lit_nn.errors import UsageError, look_up
 from lit_nn.initialise import init_weights
 from lit_nn.losses import LOSSES, balanced_weights
 from lit_nn.metrics import StageMetrics
 from lit_nn.model import ImageClassifier
+from lit_nn.nets import LIBRARIES, head_names
+from lit_nn.nets.pretrained import WEIGHT_FILES
 from lit_nn.optim import build_optimizer, build_schedule
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels (B,), or class probabilities (B, num_classes)
 
 
@@ -55,8 +59,12 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         mean: list[float],
         std: list[float],
         levels: int = 65535,
+        fit: str = "crop",
         net: str | nn.Module = "lenet",
         net_args: dict[str, Any] | None = None,
+        weights: str = "none",
+        backbone_lr: float | None = None,
+        freeze_epochs: int = 0,
         init: str = "default",
         loss: str = "cross_entropy",
         label_smoothing: float = 0.0,
@@ -69,19 +77,36 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         schedule_args: dict[str, Any] | None = None,
         monitor: str = "val_acc",
         channels_last: bool = False,
-        flip_in_eval: bool = False,
+        flip_in_eval: bool | str = False,
     ) -> None:
-        super().__init__(class_names, image_shape, mean, std, levels, net, net_args, channels_last, flip_in_eval)
-        if init != "default" and (net_args or {}).get("weights"):
+        given, is_pretrained = weights != "none", isinstance(net, str) and net.startswith(LIBRARIES)
+        if given and not weights.endswith(WEIGHT_FILES) and not is_pretrained:
+            files = " ".join(WEIGHT_FILES)
+            raise UsageError(
+                f"weights is '{weights}', and net {net} has no published ones; give none, or a file ({files})"
+            )
+        if given and is_pretrained:
+            net_args = {**(net_args or {}), "weights": weights}
+        super().__init__(class_names, image_shape, mean, std, levels, fit, net, net_args, channels_last, flip_in_eval)
+        if given and init != "default":
             raise UsageError(f"init {init} would overwrite the pretrained weights; leave out one of the two")
         init_weights(self.net, init)
+        self.account = load_weights(self.net, weights) if weights.endswith(WEIGHT_FILES) else ""  # of what was taken
         self.loss = look_up(LOSSES, loss, "loss")
         if not 0 <= label_smoothing <= 1:
             raise UsageError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
         if not isinstance(class_weights, str):
             class_weights = [float(weight) for weight in class_weights]
-        self.save_hyperparameters(ignore=["net"])
-        self.save_hyperparameters(self.arguments)  # from which the same model is built again
+        backbone_lr = (0.1 if given else 1.0) if backbone_lr is None else backbone_lr
+        if backbone_lr < 0 or freeze_epochs < -1:
+            raise UsageError(
+                f"backbone_lr is {backbone_lr}, freeze_epochs {freeze_epochs}; at least 0 and -1 are allowed"
+            )
+        if freeze_epochs > 0 and schedule == "plateau":
+            raise UsageError("schedule plateau would keep a learning rate of 0; choose another one with freeze_epochs")
+        self.save_hyperparameters(ignore=["net", "weights"])
+        # From which the same model is built again.
+        self.save_hyperparameters({**self.arguments, "class_weights": class_weights, "backbone_lr": backbone_lr})
         self.register_buffer("class_weights", self._weights(class_weights), persistent=False)
         self.train_metrics = StageMetrics(len(class_names))
         self.val_metrics = StageMetrics(len(class_names))
@@ -89,8 +114,15 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         look_up({f"val_{name}": metric for name, metric in self.val_metrics.by_name.items()}, monitor, "monitor")
         self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
         self.timer: Timer | None = None  # where time alone ends the training
+        self.heads = tuple(f"net.{name}." for name in head_names(self.net))
         self.decayed = [param.ndim > 1 for param in self.parameters()]  # kept, because FSDP makes all of them flat
-        self._optimizer_and_schedule(may_fuse=False)  # a wrong option is refused now, not after the data has been read
+        self.in_body = [not name.startswith(self.heads) for name, _ in self.named_parameters()]
+        if freeze_epochs == -1:
+            for param, in_body in zip(self.parameters(), self.in_body, strict=True):
+                param.requires_grad_(not in_body)
+        self._optimizer_and_schedule(
+            may_fuse=False, is_frozen=bool
+        )  # a wrong option is refused now, not after the data has been read
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a descriptor, which no method can match
@@ -103,7 +135,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch, ()."""
         images, labels = batch  # uint8 (B, C, H, W), int64 (B,) or float (B, num_classes)
-        logits = self(images)  # (B, num_classes)
+        logits = self.logits(images)  # (B, num_classes)
         loss = self.loss(logits, labels, self.hparams["label_smoothing"], self.class_weights)  # ()
         self.train_metrics.update(loss, logits, labels)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
@@ -131,10 +163,14 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         """Add a batch to the metrics, with the plain loss: label smoothing and class weights are for training."""
         images, labels = batch
         if len(labels):
-            logits = self(images)
+            logits = self.logits(images)
             metrics.update(self.loss(logits, labels), logits, labels)
         else:  # the last batch of a process; FSDP needs every process to go forward, and not all layers take no image
-            self(images.new_zeros(1, *images.shape[1:]))
+            self.logits(images.new_zeros(1, *images.shape[1:]))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of images, or of their features (`data_modules.images.features`), float16 (B, D) or (B, V, D)."""
+        return self(images) if images.dtype == torch.uint8 else self.classify(images.to(self.mean.dtype))
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's exact training loss and accuracy."""
@@ -184,6 +220,27 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     def on_train_start(self) -> None:
         """Learn how long the training is; asking earlier would lose the place of a restored loader (PL#20550)."""
         self.total_steps = self.trainer.estimated_stepping_batches
+        self.freeze_statistics()
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze or release the statistics of BatchNorm."""
+        self.freeze_statistics()
+
+    def freeze_statistics(self) -> None:
+        """Keep BatchNorm of a frozen body from learning, too."""
+        if self.hparams["freeze_epochs"]:
+            for name, layer in self.named_modules():
+                if isinstance(layer, BATCH_NORMS) and not f"{name}.".startswith(self.heads):
+                    layer.train(not self.is_frozen(self.trainer.current_epoch))
+
+    def is_frozen(self, epoch: int) -> bool:
+        """Whether only the last layer learns in an epoch."""
+        return self.hparams["freeze_epochs"] == -1 or epoch < self.hparams["freeze_epochs"]
+
+    def starts_frozen(self) -> bool:
+        """Whether only the last layer learns in the next step."""
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # of this epoch
+        return self.is_frozen(self.trainer.current_epoch + (batches >= self.trainer.num_training_batches))
 
     def progress(self, steps: int) -> float:
         """Which part of the training is done after so many steps, 0 to 1."""
@@ -196,9 +253,9 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         """The optimizer over all parameters that are trained, and the schedule of its learning rate."""
         # With mixed precision Lightning clips no gradients of a fused optimizer, which would undo their scale too late.
         mixed = str(self.trainer.precision).endswith("mixed")
-        return self._optimizer_and_schedule(may_fuse=not (self.trainer.gradient_clip_val and mixed))
+        return self._optimizer_and_schedule(not (self.trainer.gradient_clip_val and mixed), self.starts_frozen)
 
-    def _optimizer_and_schedule(self, may_fuse: bool) -> OptimizerLRSchedulerConfig:
+    def _optimizer_and_schedule(self, may_fuse: bool, is_frozen: Callable[[], bool]) -> OptimizerLRSchedulerConfig:
         hparams = self.hparams
         optimizer = build_optimizer(
             hparams["optimizer"],
@@ -206,16 +263,17 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             hparams["lr"],
             hparams["weight_decay"],
             self.decayed,
+            self.in_body if hparams["backbone_lr"] != 1 or hparams["freeze_epochs"] else None,
+            hparams["backbone_lr"],
             may_fuse=may_fuse,
             **(hparams["optimizer_args"] or {}),
         )
         # A function of the progress holds no number of steps, so a resumed run may be made longer.
-        name, options = hparams["schedule"], hparams["schedule_args"] or {}
-        if name == "plateau":
+        options = hparams["schedule_args"] or {}
+        if hparams["schedule"] == "plateau":
             options = {"mode": self.mode, **options}
-        schedule = build_schedule(name, optimizer, self.progress, **options)
-        if "monitor" in schedule:
-            schedule["monitor"] = hparams["monitor"]
+        schedule = build_schedule(hparams["schedule"], optimizer, self.progress, is_frozen, **options)
+        schedule["monitor"] = hparams["monitor"]  # which only "plateau" looks at
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(**schedule)}  # type: ignore[typeddict-item]
 
     def _weights(self, class_weights: str | list[float]) -> Tensor | None:

@@ -15,6 +15,14 @@ class UsageError(ValueError):
     exit_status = 2
 
 
+class Ended(Exception):
+    """A command has come to an end before its last line; the message says why, ``exit_status`` whether it is good."""
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class ModelError(Exception):
     """A file is not a model of this project; the message says what is wrong with it."""
 
@@ -28,16 +36,7 @@ def did_you_mean(given: str, allowed: Iterable[str], cutoff: float = 0.5) -> str
 
 
 def look_up(table: Mapping[str, T], name: str, what: str) -> T:
-    """Find a named entry.
-
-    Args:
-        table: Everything that may be chosen.
-        name: What was asked for.
-        what: The kind of thing it is, for the message ("net", "loss", "option of sgd").
-
-    Raises:
-        UsageError: If there is none; the message has the nearest names and all allowed ones.
-    """
+    """Find a named entry; UsageError names the nearest and all allowed ones. ``what`` is its kind: "net", "loss"."""
     if name in table:
         return table[name]
     raise UsageError(f"unknown {what} '{name}'.{did_you_mean(name, table)} Allowed: {', '.join(table) or 'none'}")
@@ -48,8 +47,8 @@ def other_classes(known: Iterable[str], found: Iterable[str]) -> str:
     known, found = list(known), list(found)
     if known == found:
         return ""
-    lacks, new = (sorted(set(one) - set(two)) for one, two in ((known, found), (found, known)))
-    texts = [", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10) for names in (lacks, new)]
+    both = (sorted(set(one) - set(two)) for one, two in ((known, found), (found, known)))
+    texts = [", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10) for names in both]
     return f"other classes than the model: lacking {texts[0] or 'none'}; new {texts[1] or 'none'}"
 
 

@@ -1,7 +1,4 @@
-"""Ways to start a network's weights, by name.
-
-After "Parameter Initialization" in Dive into Deep Learning and ``torch.nn.init``.
-"""
+"""Ways to start a network's weights, by name, after "Dive into Deep Learning" and ``torch.nn.init``."""
 
 from collections.abc import Callable
 from functools import partial
@@ -41,19 +38,13 @@ BIAS_STAYS = ("default", "tutorial_uniform")
 
 
 def init_weights(net: nn.Module, name: str, layers: tuple[type, ...] = LAYERS) -> None:
-    """Start all layers of the given kinds, however deep they lie in the network.
+    """Start all layers of the given kinds, however deep they lie in a network, in a way that ``INITS`` names.
 
-    Args:
-        net: Any module; its lazy layers must have their shapes already.
-        name: A key of ``INITS``.
-        layers: The kinds of layers to start, each with a weight and a bias or None; all others stay as they are.
-
-    Raises:
-        UsageError: If there is no such name.
+    Each has a weight and a bias or None; lazy ones must have their shapes already. All other layers stay as they are.
     """
     init = look_up(INITS, name, "init")
-    chosen: list[Any] = [layer for layer in net.modules() if isinstance(layer, layers)]
     with torch.no_grad():
+        chosen: list[Any] = [layer for layer in net.modules() if isinstance(layer, layers)]
         for layer in chosen:
             init(layer.weight)
             if layer.bias is not None and name not in BIAS_STAYS:

@@ -1,12 +1,12 @@
 """Losses, by name: logits (B, K) and targets to the mean over the batch, ().
 
-Targets are class indices, int64 (B,), or a probability for each class, float (B, K) (one-hot, or mixed images); an
-index and its one-hot vector give the same loss. ``label_smoothing`` is the share of the target, 0 to 1, that is spread
-over all classes (Szegedy et al. 2015). With class weights (K,), each image counts as much as its classes weigh, and the
-mean is over the weights: ``sum(w_i * loss_i) / sum(w_i)``.
+Targets are class indices, int64 (B,), or a probability for each class, float (B, K) (one-hot, or mixed images).
+``label_smoothing`` is the share of the target, 0 to 1, that is spread over all classes (Szegedy et al. 2015). With
+weights of the classes (K,), each image counts as much as its classes weigh: ``sum(w_i * loss_i) / sum(w_i)``.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,7 @@ from torch import Tensor
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy of the softmax of the logits; what ``torch.nn.CrossEntropyLoss`` gives for class indices."""
-    if weight is not None:
-        weight = weight.to(logits.dtype)
+    weight = None if weight is None else weight.to(logits.dtype)
     if weight is None or not target.is_floating_point():
         return F.cross_entropy(logits, target, weight, label_smoothing=label_smoothing)
     # For probabilities torch divides by the number of images whatever they weigh.
@@ -24,34 +23,32 @@ def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, 
     return total / (target.to(weight.dtype) @ weight).sum()
 
 
-def mse(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
-    """Squared difference of logits and one-hot targets, the mean over classes and batch."""
-    return _distance(F.mse_loss, logits, target, label_smoothing, weight)
+def _distance(
+    loss: Callable[..., Tensor],
+    logits: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """A distance of logits and one-hot targets, the mean over classes and batch."""
+    classes = logits.shape[1]
+    if not target.is_floating_point():
+        target = F.one_hot(target, classes)  # (B, K)
+    smoothed = (target * (1 - label_smoothing) + label_smoothing / classes).to(logits.dtype)  # (B, K)
+    if weight is None:
+        return loss(logits, smoothed)
+    weights = target.to(weight.dtype) @ weight  # (B,)
+    return (loss(logits, smoothed, reduction="none").mean(1) * weights).sum() / weights.sum()
 
 
-def l1(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
-    """Absolute difference of logits and one-hot targets, the mean over classes and batch."""
-    return _distance(F.l1_loss, logits, target, label_smoothing, weight)
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "l1": l1}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "mse": partial(_distance, F.mse_loss),  # squared
+    "l1": partial(_distance, F.l1_loss),  # absolute
+}
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
     """Weights (K,) with which all classes count the same in sum: N / (K * count); 0 for a class without images."""
     weights = counts.sum() / (len(counts) * counts.clamp(min=1))  # (K,)
     return torch.where(counts > 0, weights, 0.0)
-
-
-def _distance(
-    loss: Callable[..., Tensor], logits: Tensor, target: Tensor, label_smoothing: float, weight: Tensor | None
-) -> Tensor:
-    classes = logits.shape[1]
-    if not target.is_floating_point():
-        target = F.one_hot(target, classes)  # (B, K)
-    smoothed = target * (1 - label_smoothing) + label_smoothing / classes  # (B, K)
-    if weight is None:
-        return loss(logits, smoothed.to(logits.dtype))
-    per_image = loss(logits, smoothed.to(logits.dtype), reduction="none").mean(1)  # (B,)
-    weights = target.to(weight.dtype) @ weight  # (B,)
-    return (per_image * weights).sum() / weights.sum()

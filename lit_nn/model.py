@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_nn.errors import UsageError
-from lit_nn.nets import build_net
+from data_modules.images.fit import FITS, fit_to
+from lit_nn.errors import UsageError, look_up
+from lit_nn.nets import build_net, head_names
 
 
-def fit_to(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring images (B, C, H, W) to (B, C, *size): a small lack is padded with black, everything else is resized."""
+def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a data set's images (B, C, H, W) to a network's size: a small lack becomes a black frame."""
     height, width = images.shape[-2:]
     missing_h, missing_w = size[0] - height, size[1] - width
     if 0 <= missing_h <= height // 4 and 0 <= missing_w <= width // 4:  # 28x28 to 32x32 for instance
@@ -32,13 +33,15 @@ class ImageClassifier(nn.Module):
         mean: Mean of each channel, with pixels scaled to [0, 1].
         std: Standard deviation of each channel, likewise.
         levels: Largest gray level of 16-bit files, which becomes 255 when a file is read.
-        net: Name of the network, one of `lit_nn.nets.NETS` or "torchvision/NAME"; or a module of one's own, of which
-            the name is kept: then a checkpoint is loaded by ``load_classifier(path, net=MyNet())``.
+        fit: How images of other sizes are brought to ``image_shape``, one of `data_modules.images.fit.FITS`.
+        net: Name of the network, one of `lit_nn.nets.NETS`, "torchvision/NAME" or "timm/NAME"; or a module of one's
+            own, of which the name is kept: then a checkpoint is loaded by ``load_classifier(path, net=MyNet())``.
         net_args: Further arguments of the network's constructor.
         channels_last: Keep kernels and activations in the order (B, H, W, C), which convolutions with many channels
             compute faster, most of all with bf16; networks that call ``view`` on an activation cannot work with it.
-        flip_in_eval: Outside of training, give the mean logits of each image and its mirror image: more accurate
-            where left and right do not matter, at twice the cost. What is exported does it too.
+        flip_in_eval: Outside of training, give the mean logits of each image and its mirror image ("both": also of the
+            two upside down): more accurate where left and right do not matter, at twice (four times) the cost. What is
+            exported does it too.
 
     Attributes:
         arguments: The arguments above, from which the same model is built again.
@@ -58,34 +61,41 @@ class ImageClassifier(nn.Module):
         mean: list[float],
         std: list[float],
         levels: int = 65535,
+        fit: str = "crop",
         net: str | nn.Module = "lenet",
         net_args: dict[str, Any] | None = None,
         channels_last: bool = False,
-        flip_in_eval: bool = False,
+        flip_in_eval: bool | str = False,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
         self.class_names, self.image_shape = list(class_names), (channels, height, width)
         if not isinstance(net, str | nn.Module):
             raise UsageError(f"net is {net!r}; give the name of a network, or a module of your own: net=MyNet()")
+        look_up(dict.fromkeys(FITS), fit, "fit")
+        look_up({"false": False, "true": True, "both": None}, str(flip_in_eval).lower(), "flip_in_eval")
         if isinstance(net, nn.Module):
             self.net, self.net_name = net, type(net).__qualname__
         else:
             self.net, self.net_name = build_net(net, channels, len(class_names), (height, width), net_args), net
         # A reloaded network gets its weights from the checkpoint: pretrained ones are not to be fetched again.
         net_args = getattr(self.net, "rebuild_args", net_args)
+        mean, std = (getattr(self.net, name, None) or own for name, own in (("mean", mean), ("std", std)))
         self.arguments: dict[str, Any] = {
             "class_names": self.class_names,
             "image_shape": self.image_shape,
             "mean": list(mean),
             "std": list(std),
             "levels": levels,
+            "fit": fit,
             "net": self.net_name,
             "net_args": net_args,
             "channels_last": channels_last,
             "flip_in_eval": flip_in_eval,
         }
-        self.channels_last, self.flip_in_eval = channels_last, flip_in_eval
+        self.channels_last, self.fit = channels_last, fit
+        # Dimensions along which an image is mirrored, of each view outside of training.
+        self.views: list[list[int]] = [[], [3], [2], [2, 3]][: 4 if flip_in_eval == "both" else 1 + bool(flip_in_eval)]
         self.arrange_memory()
         self.net_size: tuple[int, int] | None = getattr(self.net, "image_size", None)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # (C, 1, 1)
@@ -103,7 +113,7 @@ class ImageClassifier(nn.Module):
         """Classify images.
 
         Args:
-            images: Pixels 0..255, uint8 (B, C, H, W), of the size and channels of the data set.
+            images: Pixels 0..255, uint8 (B, C, H, W), of any size; in training also of the network's own size.
 
         Returns:
             Logits, float (B, num_classes); softmax over dimension 1 gives probabilities.
@@ -111,18 +121,49 @@ class ImageClassifier(nn.Module):
         Raises:
             TypeError: If the pixels are not uint8: floats are often scaled already, and would be scaled again.
         """
+        x = self.normalised(images)  # (B, C, *net_size)
+        if self.training or len(self.views) == 1:
+            return self.net(x)  # (B, num_classes)
+        return sum(self.net(x.flip(view)) for view in self.views) / len(self.views)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer is given for each view of images, uint8 (B, C, H, W): float (B, V, D).
+
+        Raises:
+            UsageError: If the network does not end in one linear layer onto the classes.
+        """
+        seen: list[Tensor] = []
+        (head, *others), x = head_names(self.net), self.normalised(images)
+        with self.net.get_submodule(head).register_forward_pre_hook(lambda _, given: seen.append(given[0])):
+            logits = [self.net(x.flip(view)) for view in self.views]
+        features = torch.stack(seen, 1)
+        expected = torch.stack(logits, 1).mean(1).float()  # (B, num_classes)
+        if others or features.ndim != 3 or not torch.allclose(self.classify(features).float(), expected, 1e-2, 1e-2):
+            raise UsageError(f"net {self.net_name} does more after its body than one linear layer; keep no features")
+        return features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of features, (B, D) of one view or (B, V, D) of several."""
+        logits = self.net.get_submodule(head_names(self.net)[0])(features)
+        return logits.mean(1) if features.ndim == 3 else logits
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the network is given for images: of its size, normalised, float (B, C, H, W)."""
         if images.dtype != torch.uint8:
             raise TypeError(
                 f"pixels are {images.dtype}; give them as uint8, 0..255 (scaling and normalisation are part of the "
                 "model): torch.uint8 of an image, or (floats * 255).round().to(torch.uint8)"
             )
-        mean, std = self.mean, self.std  # (C, 1, 1)
-        # In place, in a copy: a new tensor for each step would cost more than the arithmetic.
-        x = images.to(mean.dtype, copy=True).div_(255)  # (B, C, H, W) in [0, 1]
-        if self.net_size is not None and x.shape[-2:] != self.net_size:
-            x = fit_to(x, self.net_size)  # (B, C, *net_size)
-        x.sub_(mean).div_(std)
-        logits = self.net(x)  # (B, num_classes)
-        if not self.training and self.flip_in_eval:
-            logits = (logits + self.net(x.flip(3))) / 2
-        return logits
+        mean, std, size = self.mean, self.std, self.net_size  # (C, 1, 1) twice
+        height, width = images.shape[-2:]
+        ready = [self.image_shape[1:], *([size] if self.training else [])]
+        if isinstance(height, int) and (height, width) in ready:  # else a symbol, of a graph for any size
+            # In place, in a copy: a new tensor for each step would cost more than the arithmetic.
+            x = images.to(mean.dtype, copy=True).div_(255)  # (B, C, H, W) in [0, 1]
+        else:
+            x = fit_to(images, self.image_shape[1:], self.fit).to(mean.dtype).div_(255)
+        if size is not None and x.shape[-2:] != size:
+            x = enlarge(x, size)
+        if len(mean) > x.shape[1]:  # gray images for weights that were trained with colours
+            x = x.expand(-1, len(mean), -1, -1).clone()
+        return x.sub_(mean).div_(std)

@@ -57,6 +57,8 @@ def build_optimizer(
     lr: float,
     weight_decay: float = 0.0,
     decayed: Iterable[bool] | None = None,
+    in_body: Iterable[bool] | None = None,
+    body_lr: float = 1.0,
     may_fuse: bool = True,
     **options: Any,
 ) -> Optimizer:
@@ -71,6 +73,8 @@ def build_optimizer(
         lr: Learning rate; with a schedule, the peak.
         weight_decay: Of the optimizer's own kind: added to the gradient, or decoupled from it (adamw).
         decayed: For each parameter, whether it is decayed; None for the rule above.
+        in_body: For each parameter, whether it belongs to the body of the network, whose learning rate is another.
+        body_lr: Factor of the body's learning rate.
         may_fuse: Whether the fused implementation will do; not where gradients are clipped that are scaled as well.
         **options: Further arguments of the torch class, for instance ``momentum=0.8`` or ``betas=[0.9, 0.95]``.
 
@@ -83,15 +87,17 @@ def build_optimizer(
         raise UsageError(f"weight_decay is {weight_decay}; it must be 0 or more")
     params = list(params)
     decayed = [param.ndim > 1 for param in params] if decayed is None else decayed
-    pairs = [pair for pair in zip(params, decayed, strict=True) if pair[0].requires_grad]
-    fusible = all(param.device.type in FUSED_DEVICES and param.is_floating_point() for param, _ in pairs)
+    in_body = [False] * len(params) if in_body is None else in_body
+    known = [one for one in zip(params, decayed, in_body, strict=True) if one[0].requires_grad]
+    fusible = all(param.device.type in FUSED_DEVICES and param.is_floating_point() for param, _, _ in known)
     excluded = options.get("foreach") or options.get("differentiable")
     if may_fuse and fusible and "fused" in taken and not excluded:
         options = {"fused": True} | options
-    groups = [
-        {"params": [param for param, is_decayed in pairs if is_decayed], "weight_decay": weight_decay},
-        {"params": [param for param, is_decayed in pairs if not is_decayed], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for kind in ((True, True), (False, True), (True, False), (False, False)):  # decayed, in the body
+        group = [param for param, *its_kind in known if (*its_kind,) == kind]
+        factor = {"lr": lr * body_lr, "in_body": True} if kind[1] else {}
+        groups.append({"params": group, "weight_decay": weight_decay * kind[0], **factor})
     try:
         return build([group for group in groups if group["params"]], lr=lr, **options)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -139,26 +145,44 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
     "one_cycle": one_cycle,
     "cosine": cosine,
     "step": step,
-    "plateau": ReduceLROnPlateau,  # looks at val_loss after every epoch, the others after every step
+    "plateau": ReduceLROnPlateau,  # looks at the validation after every epoch, the others after every step
 }
 
 
 class ProgressLR(LambdaLR):
-    """``LambdaLR`` with one factor for all groups, which is asked for once."""
+    """``LambdaLR`` with one factor for all groups, which is asked for once, and 0 for a body that is frozen."""
+
+    def __init__(
+        self, optimizer: Optimizer, factor: Callable[[int], float], is_frozen: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.is_frozen = is_frozen
+        super().__init__(optimizer, factor)
 
     def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each group for the next step."""
-        factor = self.lr_lambdas[0](self.last_epoch)
-        return [base_lr * factor for base_lr in self.base_lrs]
+        factor, frozen = self.lr_lambdas[0](self.last_epoch), self.is_frozen()
+        groups = zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        return [0.0 if frozen and group.get("in_body") else base_lr * factor for base_lr, group in groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule is, without the functions."""
+        return {name: value for name, value in super().state_dict().items() if name != "is_frozen"}
 
 
-def build_schedule(name: str, optimizer: Optimizer, progress: Callable[[int], float], **options: Any) -> dict[str, Any]:
+def build_schedule(
+    name: str,
+    optimizer: Optimizer,
+    progress: Callable[[int], float],
+    is_frozen: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> dict[str, Any]:
     """Build a schedule by name, as the ``lr_scheduler`` dictionary that Lightning takes.
 
     Args:
         name: A key of ``SCHEDULES``.
         optimizer: Built with the peak learning rate.
         progress: Maps the number of steps taken to the progress of the training, 0 to 1.
+        is_frozen: Tells whether the next step is to leave the body of the network as it is.
         **options: Further arguments of the schedule's function, or of ``ReduceLROnPlateau``.
 
     Raises:
@@ -168,7 +192,7 @@ def build_schedule(name: str, optimizer: Optimizer, progress: Callable[[int], fl
     _check_options(name, schedule, options, {"progress", "optimizer"})
     try:
         if name == "plateau":
-            return {"scheduler": schedule(optimizer, **options), "monitor": "val_loss", "interval": "epoch"}
+            return {"scheduler": schedule(optimizer, **options), "interval": "epoch"}
         for place in (0.0, 1.0):  # now, not at the end of the training
             schedule(place, **options)
     except (ArithmeticError, TypeError, ValueError) as error:
@@ -177,7 +201,7 @@ def build_schedule(name: str, optimizer: Optimizer, progress: Callable[[int], fl
     def factor(steps: int) -> float:
         return schedule(min(max(progress(steps), 0.0), 1.0), **options)
 
-    return {"scheduler": ProgressLR(optimizer, factor), "interval": "step"}
+    return {"scheduler": ProgressLR(optimizer, factor, is_frozen), "interval": "step"}
 
 
 def _check_options(name: str, build: Callable[..., Any], options: dict[str, Any], own: set[str]) -> list[str]:

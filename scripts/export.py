@@ -16,6 +16,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--format", default="onnx", choices=[*FORMATS, "all"], help="[onnx]; a .pt2 can run code")
     parser.add_argument("--output", type=Path, help="name of the file; --format all adds the suffixes [that of CKPT]")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="difference allowed, of the largest logit [1e-4]")
+    parser.add_argument("--input", default="any", choices=["any", "fixed"], help="size of the images [any]")
     parser.add_argument("--int8", action="store_true", help="write OUTPUT.int8.onnx too, with 8-bit integers")
     options = parser.parse_args(words)
     output = options.output or Path(os.path.splitext(options.checkpoint)[0])  # noqa: PTH122 ("." has no suffix)
@@ -26,7 +27,7 @@ def main(words: list[str]) -> None:
         output = output.with_suffix("")
     suffixes |= {"int8": ".int8.onnx"} if options.int8 else {}
     quieten()
-    export, failures = Export(options.checkpoint), list[str]()
+    export, failures = Export(options.checkpoint, options.input == "any"), list[str]()
     print(f"Exported files are tried on {export.about}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     for name, suffix in suffixes.items():

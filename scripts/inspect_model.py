@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from lit_nn.checkpoint import build_model, read_checkpoint
 from lit_nn.engine.console import CommandParser, command, print_table
 from lit_nn.errors import UsageError, brief
-from lit_nn.nets import NETS, TORCHVISION, build_net, count_parameters
+from lit_nn.nets import NETS, build_net, count_parameters
 
 FACTS = ("hyper_parameters", "epoch", "global_step", "metrics", "versions", "git_commit", "settings")  # of a checkpoint
 
@@ -48,7 +48,6 @@ def shape(value: Any) -> str:
 
 @command
 def main(words: list[str]) -> None:
-    """Show a network of a given name, that of a checkpoint, or what networks there are."""
     parser = CommandParser("inspect_model", "Show a network: layers, shapes and parameters. No data is needed.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="all networks with their arguments")
@@ -63,18 +62,19 @@ def main(words: list[str]) -> None:
     if not options.net and (options.image_shape or options.num_classes or options.net_args):
         raise UsageError("--image_shape, --num_classes and --net_args belong to --net NAME; a checkpoint has its own")
     if options.list:
-        from lit_nn.nets.pretrained import torchvision_names  # only here: torchvision takes a second
+        from lit_nn.nets.pretrained import names_of  # only here: torchvision takes a second
 
         print_table(["network", "arguments"], [[name, str(inspect.signature(cls))[1:-9]] for name, cls in NETS.items()])
         print("in_channels, num_classes and image_size come from the data; the others: --net_args.NAME VALUE")
-        print(f"Also {TORCHVISION}NAME, with weights=None freeze_backbone=False: {', '.join(torchvision_names())}")
+        print(f"Also torchvision/NAME: {', '.join(names_of('torchvision'))}")
+        print("Also timm/NAME: python -c 'import timm; print(timm.list_models())'")
         return
     if options.ckpt:
         checkpoint = read_checkpoint(options.ckpt)
         facts = yaml.safe_dump({name: checkpoint[name] for name in FACTS if name in checkpoint}, sort_keys=False)
         print(re.sub(r"\n *\w+: null$", "", facts, flags=re.MULTILINE))
-        classifier = build_model(checkpoint["hyper_parameters"], checkpoint["state_dict"])
-        net, (channels, height, width) = classifier.net, classifier.image_shape
+        model = build_model(checkpoint["hyper_parameters"], checkpoint["state_dict"])
+        net, (channels, height, width) = model.net, model.image_shape
     else:
         try:
             channels, height, width = map(int, (options.image_shape or "1,28,28").split(","))
@@ -87,8 +87,7 @@ def main(words: list[str]) -> None:
     print(f"{net}\n")
     images = torch.zeros(2, channels, *(getattr(net, "image_size", None) or (height, width)))  # (B, C, H, W)
     print_table(["layer", "kind", "in", "out", "parameters"], layers(net, images), right=["parameters"])
-    trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
-    print(f"{count_parameters(net):,} parameters, {trained:,} of them trained")
+    print(f"{count_parameters(net):,} parameters")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def read_space(path: Path) -> dict[str, Any]:
         for option, given in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             place = f"{path}: {option}"
             if not isinstance(given, dict):
-                choices = given if isinstance(given, list) else [given]
-                space[option] = CategoricalDistribution([v if isinstance(v, str) else json.dumps(v) for v in choices])
+                values = given if isinstance(given, list) else [given]
+                space[option] = CategoricalDistribution([v if isinstance(v, str) else json.dumps(v) for v in values])
             else:
                 whole = all(type(value) is int for name, value in given.items() if name != "log")
                 kind: Any = IntDistribution if whole else FloatDistribution  # for which YAML takes 1e-4 for a word
@@ -66,13 +66,13 @@ def check(space: dict[str, Any], fixed: list[str]) -> Any:
 def open_study(folder: Path, search: str, epochs: int) -> optuna.Study:
     """Begin the study of a folder, or open it; UsageError if it is of another search."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = str(folder / "study.journal")
-    storage = optuna.storages.JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+    journal = str(folder / "study.journal")
+    storage = optuna.storages.JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal)))
     study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True, direction="maximize")
     # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
     study.pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=max(1, epochs // 4))
-    if study.user_attrs.get("search", search) != search:
-        raise UsageError(f"{folder} holds another search: {study.user_attrs['search']}. Give another --study_dir")
+    if (held := study.user_attrs.get("search", search)) != search:
+        raise UsageError(f"{folder} holds another search: {held}. Give another --study_dir")
     study.set_user_attr("search", search)
     return study
 
@@ -84,13 +84,13 @@ def train(study: optuna.Study, trial: Trial, run: Path, fixed: list[str]) -> Non
     options = [*fixed, *(f"--{option}={value}" for option, value in trial.params.items()), "--run_dir", str(run)]
     if (run / "config.yaml").exists():  # it has begun, with these options and the seed that they came to
         options = ["--config", str(run / "config.yaml"), "--resume", str(run)]
-    log, table, pruned = run.with_suffix(".txt"), run / "metrics.csv", False
+    log, pruned = run.with_suffix(".txt"), False
     with log.open("ab") as output:
         process = Popen([sys.executable, "-m", "lit_nn", "fit", *options], stdout=output, stderr=STDOUT)
     try:
         while process.poll() is None and not pruned:
             time.sleep(0.5)
-            report(trial, table)
+            report(trial, run)
             pruned = trial.should_prune()
         process.terminate()  # if it has not ended by itself
         process.wait()
@@ -98,19 +98,20 @@ def train(study: optuna.Study, trial: Trial, run: Path, fixed: list[str]) -> Non
         process.wait()  # Ctrl-C reaches it, too, and it saves
         print("\nWhat was under way is saved. To go on, type the same command again.", file=sys.stderr)
         raise
-    accuracies = report(trial, table)
+    accuracies = report(trial, run)
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)
-    elif process.returncode or not accuracies:
+    elif process.returncode == 0 and accuracies:
+        study.tell(trial, max(accuracies))
+    else:
         last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
         trial.set_user_attr("error", f"exit status {process.returncode}, {last}")
         study.tell(trial, state=TrialState.FAIL)
-    else:
-        study.tell(trial, max(accuracies))
 
 
-def report(trial: Trial, table: Path) -> list[float]:
-    """Tell Optuna, and return, the validation accuracies in a metrics.csv."""
+def report(trial: Trial, run: Path) -> list[float]:
+    """Tell Optuna, and return, the validation accuracies of a run so far."""
+    table = run / "metrics.csv"
     lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
     epochs = {int(row["epoch"]): float(row["val_acc"]) for row in csv.DictReader(lines) if row["val_acc"]}
     for epoch, accuracy in epochs.items():
@@ -130,16 +131,16 @@ def conclude(folder: Path, trials: list[FrozenTrial]) -> None:
     trials = sorted(trials, key=lambda trial: (trial.state != TrialState.COMPLETE, -(trial.value or 0), trial.number))
     if not trials or trials[0].state != TrialState.COMPLETE:
         sys.exit(f"error: no trial is complete; what they print is in {folder}/trial-*.txt")
-    columns = [*facts(trials[0])]
-    rows = [[facts(trial).get(name, "") for name in columns] for trial in trials]
+    columns, *rows = [*facts(trials[0])], *([*facts(trial).values()] for trial in trials)
     with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])
     print_table(columns, rows, right=columns)
-    best = f"{trials[0].value:.2%}: trial {trials[0].number}, the best of {len(trials)}"
-    config = (folder / f"trial-{trials[0].number:04}" / "config.yaml").read_text(encoding="utf-8")
-    (folder / "best.yaml").write_text(f"# val_acc {best}\n{config}", encoding="utf-8")
-    print(f"Validation accuracy {best}. The test set was not used. Next:")
-    print(f"  python scripts/train.py --config {shlex.quote(str(folder / 'best.yaml'))}")
+    best, file_of_best = trials[0], folder / "best.yaml"
+    text = f"{best.value:.2%}: trial {best.number}, the best of {len(trials)}"
+    config = (folder / f"trial-{best.number:04}" / "config.yaml").read_text(encoding="utf-8")
+    file_of_best.write_text(f"# val_acc {text}\n{config}", encoding="utf-8")
+    print(f"Validation accuracy {text}. The test set was not used. Next:")
+    print(f"  python scripts/train.py --config {shlex.quote(str(file_of_best))}")
 
 
 @command

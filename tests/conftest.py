@@ -1,14 +1,19 @@
 """What all tests share: no network, one thread per worker, and the commands as a user types them."""
 
+import contextlib
+import csv
 import functools
 import importlib.util
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: the workers share the cores
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what lightning calls
@@ -21,12 +26,18 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "scripts" / "train.py"
 GUARD = ROOT / "tests" / "guard"
 
 runpy.run_path(str(GUARD / "sitecustomize.py"))  # this process
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))  # its children
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Process = subprocess.Popen[str]
+Start = Callable[..., Process]
+Refused = Callable[..., str]
+Patch = pytest.MonkeyPatch
+Said = pytest.CaptureFixture[str]
 
 
 @functools.cache
@@ -60,6 +71,68 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
+def patched(change: str) -> list[str]:
+    """The first words of a Python command line that trains, with something changed before."""
+    return ["-c", f"import runpy, signal; {change}; runpy.run_path({str(TRAIN)!r}, run_name='__main__')"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start scripts/NAME.py in an empty folder; whatever it starts itself ends with the test.
+
+    ``ended(start("train", "--net", "mlp"))``
+    """
+    started: list[Process] = []
+
+    def run(name: str, *words: str | Path) -> Process:
+        line = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, words)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(line, cwd=tmp_path, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def ended(process: Process, status: int = 0) -> str:
+    """What a command has printed until it ended."""
+    output = process.communicate(timeout=900)[0]
+    assert process.returncode == status, output
+    assert "Traceback" not in output
+    return output
+
+
+def wait_until(condition: Callable[[], object], process: Process) -> None:
+    """Wait while a command does its work, which must not end before."""
+    end = time.monotonic() + 280
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def refused(capsys: Said) -> Refused:
+    """Run the ``main`` of a command that must end in one message, on the last line; gives the message."""
+
+    def run(main: Callable[..., int], words: Sequence[str], *status: int) -> str:
+        assert main([*words]) in (status or (2,)), words
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+        return lines[-1]
+
+    return run
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """The rows of a table.csv."""
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the commands of the pages speak of: pictures, a table, a YAML file; see also `run`."""
@@ -90,7 +163,7 @@ def run(project: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def as_before(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def as_before(request: pytest.FixtureRequest, monkeypatch: Patch) -> Iterator[None]:
     """Whatever a test on a GPU asks of torch ends with it."""
     if not request.node.get_closest_marker("gpu"):
         yield

@@ -1,6 +1,5 @@
 """Runs that are stopped and continued, and what is different about them in the end: nothing, one hopes."""
 
-import csv
 import json
 import signal
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import script
+from conftest import Patch, rows_of, script
 from torch import Tensor
 
 from lit_nn import LitClassifier
@@ -51,7 +50,7 @@ def stopped_and_continued(
                 raise Killed
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with Patch.context() as patch:
         patch.setattr(LitClassifier, "on_train_batch_end", on_train_batch_end)
         while left:
             if kill:
@@ -63,6 +62,14 @@ def stopped_and_continued(
         if to_the_end:
             assert train(line) == 0
     return folder
+
+
+def assert_resumes_exactly(
+    words: Sequence[str], folder: Path, stops: Sequence[int] = (2, 4, 6), kill: bool = False
+) -> None:
+    """A run that is stopped and continued must be the one that is not, to the last bit."""
+    straight = finished(words, folder / "straight")
+    assert differences(straight, stopped_and_continued(words, folder / "stopped", stops, kill)) == []
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -77,6 +84,14 @@ def differences(one: Path, other: Path) -> list[str]:
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     changing = {"seconds": 0, "git_commit": ""}
     return found + ([] if results[0] | changing == results[1] | changing else ["result.json"])
+
+
+def assert_same_numbers(one: Path, other: Path, rel: float) -> None:
+    """Two runs must have the same metrics, up to the order in which numbers were added."""
+    for first, second in zip(rows(one), rows(other), strict=True):
+        assert {k: float(v) for k, v in second.items()} == pytest.approx(
+            {k: float(v) for k, v in first.items()}, rel=rel
+        )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -100,5 +115,4 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     """The table of metrics."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return rows_of(folder / "metrics.csv")

@@ -1,15 +1,21 @@
 """Each augmentation does what its name says, image by image, and repeats itself from its generator."""
 
+import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
-from data_modules import OptionError
+from data_modules import OptionError, photographs
 from data_modules.augment import AUGMENTATIONS, Augment, Draws
 
 K = 10
+SINGLE = [name for name in AUGMENTATIONS if name not in ("cutmix", "mixup")]
 
 
 def batch(size: int = 64, channels: int = 3, height: int = 32, width: int = 32) -> tuple[Tensor, Tensor]:
@@ -18,8 +24,24 @@ def batch(size: int = 64, channels: int = 3, height: int = 32, width: int = 32) 
     return images, torch.randint(K, (size,), generator=generator)
 
 
-def run(spec: str, images: Tensor, labels: Tensor, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
-    return Augment(spec)(images, labels, K, Draws(torch.Generator().manual_seed(seed)), epoch)
+def smooth(size: int, channels: int, height: int, width: int) -> Tensor:
+    """Images without fine detail, which ways of sampling agree about."""
+    coarse = torch.rand(size, channels, 4, 4, generator=torch.Generator().manual_seed(7))
+    return (255 * F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)).to(torch.uint8)
+
+
+def draws(seed: int = 0, rank: int = 0, world_size: int = 1) -> Draws:
+    return Draws(torch.Generator().manual_seed(seed), rank, world_size)
+
+
+def run(
+    spec: str, images: Tensor, labels: Tensor, seed: int = 0, epoch: int = 0, size: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    return Augment(spec)(images, labels, K, draws(seed), epoch, size=size)
+
+
+def assert_close(image: Tensor, expected: Tensor, levels: int) -> None:
+    assert (image.int() - expected.int()).abs().max() <= levels
 
 
 @pytest.mark.parametrize("spec", [*AUGMENTATIONS, ",".join(AUGMENTATIONS)])
@@ -52,7 +74,8 @@ def test_equal_images_come_out_different(spec: str) -> None:
     else:
         same = images[:1].expand(64, -1, -1, -1)
     augmented = run(spec, same, labels)[0]
-    assert len(augmented.flatten(1).unique(dim=0)) >= (2 if spec == "flip" else 15)
+    few = {"flip": 2, "vertical_flip": 2, "quarter_turn": 4}
+    assert len(augmented.flatten(1).unique(dim=0)) >= few.get(spec, 15)
 
 
 def test_none_changes_nothing() -> None:
@@ -153,6 +176,188 @@ def test_cutmix_pastes_the_neighbour_and_counts_its_area() -> None:
     pasted = augmented != images
     heights, widths = pasted.any(3).sum((1, 2)), pasted.any(2).sum((1, 2))
     assert (pasted.sum((1, 2, 3)) == heights * widths).all()  # a rectangle
+
+
+# --- photographs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 20)])
+def test_flips_and_turns_move_each_pixel_to_its_place(height: int, width: int) -> None:
+    images, labels = batch(1000, 3, height, width)
+    turned = run("quarter_turn", images, labels)[0]
+    places = [images.rot90(turns, (2, 3)) for turns in ((0, 1, 2, 3) if height == width else (0, 2))]
+    for each in (places, [images, images.flip(2)]):
+        augmented = turned if each is places else run("vertical_flip", images, labels)[0]
+        found = torch.stack([(augmented == place).flatten(1).all(1) for place in each])  # (places, B)
+        assert found.any(0).all()
+        assert found.sum(1).min() > 0.8 * len(images) / len(each)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 40), (1, 30, 30)])
+@pytest.mark.parametrize("size", [(64, 48), (57, 57), (20, 30), None])
+def test_crop_is_a_resized_part(shape: tuple[int, int, int], size: tuple[int, int] | None) -> None:
+    channels, height, width = shape
+    images, labels = batch(200, *shape)
+    columns, rows = torch.arange(width).expand(height, width), torch.arange(height)[:, None].expand(height, width)
+    spec = "crop:scale=0.2..0.8:ratio=0.5..2"
+    # Where nothing is scaled down, the least and the greatest number of columns and rows tell which part it was.
+    target = torch.Size(size or (height, width))
+    marks = [axis.to(torch.uint8).expand(200, channels, -1, -1) for axis in (columns, rows)]
+    first = [run(spec, mark, labels, size=(100, round(100 * target[1] / target[0])))[0] for mark in marks]
+    shares, ratios = [], []
+    for index, (image, augmented) in enumerate(zip(images, run(spec, images, labels, size=size)[0], strict=True)):
+        left, top = (int(mark[index].min()) for mark in first)
+        w, h = int(first[0][index].max()) - left + 1, int(first[1][index].max()) - top + 1
+        assert_close(augmented, tv.resized_crop(image, top, left, h, w, list(target), antialias=True), 1)
+        shares.append(w * h / (width * height))
+        ratios.append(w / h * target[0] / target[1])
+    assert 0.15 < min(shares) < 0.3 < 0.6 < max(shares) < 0.85
+    assert 0.4 < min(ratios) < 0.7 < 1.4 < max(ratios) < 2.4
+
+
+def affine(image: Tensor, angle: float = 0, x: float = 0, y: float = 0, shear: tuple[float, float] = (0, 0)) -> Tensor:
+    """Move the content by x and y, and the rest, about the centre; black from beyond the edges."""
+    return tv.affine(image, angle, [x, y], 1.0, list(shear), tv.InterpolationMode.BILINEAR)
+
+
+def by_torchvision(image: Tensor, number: int, strength: float) -> Tensor:
+    """An operation of TrivialAugment, on an image of 56 x 70."""
+    degrees = math.degrees(math.atan(0.99 * strength))
+    return [
+        lambda: tv.adjust_sharpness(image, 1 + 0.99 * strength),
+        lambda: tv.posterize(image, 8 - round(6 * abs(strength))),
+        lambda: tv.solarize(image, 255 * (1 - abs(strength))),
+        lambda: tv.autocontrast(image),
+        lambda: tv.equalize(image),
+        lambda: affine(image, shear=(degrees, 0)),
+        lambda: affine(image, shear=(0, degrees)),
+        lambda: affine(image, x=-10 * strength),
+        lambda: affine(image, y=-8 * strength),
+        lambda: affine(image, angle=-135 * strength),
+        lambda: tv.adjust_brightness(image, 1 + 0.99 * strength),
+        lambda: tv.adjust_contrast(image, 1 + 0.99 * strength),
+        lambda: tv.adjust_saturation(image, 1 + 0.99 * strength),
+        lambda: image,
+    ][number]()
+
+
+def test_every_operation_of_trivial_is_torchvisions() -> None:
+    images, labels = smooth(300, 3, 56, 70), torch.zeros(300, dtype=torch.long)
+    again = draws()
+    operations, strengths = again.randint(14, 300).tolist(), (2 * again.rand(300) - 1).tolist()
+    assert set(operations) == set(range(14))
+    results = run("trivial", images, labels)[0]
+    for image, result, number, strength in zip(images, results, operations, strengths, strict=True):
+        expected, levels = by_torchvision(image, number, strength), 2
+        if 5 <= number <= 9:  # beyond the edges we mirror, and torchvision has black
+            inside = by_torchvision(torch.full_like(image, 255), number, strength) == 255
+            result, expected, levels = result * inside, expected * inside, 3
+        assert_close(result, expected, levels if number < 13 else 0)
+
+
+def test_color_multiplies_brightness_contrast_and_saturation() -> None:
+    images, labels = 90 + smooth(100, 3, 32, 32) // 8, torch.zeros(100, dtype=torch.long)  # nothing reaches 0 or 255
+    factors = 0.6 + 0.8 * draws().rand(3, 100).T
+    for image, result, (b, c, s) in zip(images, run("color", images, labels)[0], factors.tolist(), strict=True):
+        assert_close(result, tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(image, b), c), s), 3)
+
+
+def test_rotate_and_translate_make_one_map() -> None:
+    images, labels = smooth(100, 3, 48, 64), torch.zeros(100, dtype=torch.long)
+    again = draws()
+    angles, shifts = (15 * (2 * again.rand(100) - 1)).tolist(), (again.rand(2, 100).T - 0.5).tolist()
+    results = run("rotate,translate", images, labels)[0]
+    for image, result, angle, (x, y) in zip(images, results, angles, shifts, strict=True):
+        expected = affine(affine(image, x=-8 * x, y=-6 * y), -angle)  # shifted by up to a sixteenth of its sides
+        assert_close(result[:, 12:36, 16:48], expected[:, 12:36, 16:48], 4)  # nothing from beyond the edges is here
+
+
+def test_erase_paints_a_box_of_every_other_image() -> None:
+    images, labels = batch(500, 3, 60, 40)
+    augmented = run("erase", images, labels)[0]
+    mean = images.float().mean((2, 3), keepdim=True).to(torch.uint8)
+    changed = (augmented != images).any(1)  # (B, H, W)
+    assert (augmented == mean)[changed[:, None].expand_as(images)].all()
+    erased = changed.flatten(1).any(1)
+    assert 200 < erased.sum() < 300
+    area = changed[erased].float().mean((1, 2))
+    assert 0.015 < area.min() < 0.05
+    assert 0.28 < area.max() < 0.36
+    sides = changed[erased].any(2).sum(1) * changed[erased].any(1).sum(1)
+    assert (changed[erased].sum((1, 2)) >= sides - 2).all()  # a pixel may have had the mean colour before
+
+
+def test_fine_detail_does_not_turn_into_noise() -> None:
+    board = (torch.arange(256)[:, None] + torch.arange(256)) % 2 * 255
+    images = board.to(torch.uint8).expand(16, 3, 256, 256)
+    for spec in ("crop:scale=0.9..1", "crop:scale=0.9..1,rotate"):
+        small = run(spec, images, torch.zeros(16, dtype=torch.long), size=(64, 64))[0]
+        assert_close(small, torch.full_like(small, 127), 12)
+
+
+@pytest.mark.parametrize("change", [*photographs.FILTERS, photographs.recolour, photographs.erase, photographs.oblique])
+def test_all_at_once_is_one_by_one(change: Callable[..., Tensor]) -> None:
+    """Other devices than the CPU get the whole batch."""
+    images, numbers = smooth(20, 3, 24, 30), torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    images[0] = 3  # of one level
+    what: dict[Any, tuple[Any, ...]] = {
+        photographs.recolour: (2 * numbers[:, :3],),
+        photographs.erase: ((20 * numbers[:, :4]).long(),),
+        photographs.oblique: (numbers.view(20, 2, 3), (10, 12)),
+    }
+    values, *size = what.get(change, (2 * numbers[:, 0] - 1,))
+    each = [change(images[row : row + 1], values[row : row + 1], *size) for row in range(20)]
+    assert_close(change(images, values, *size), torch.cat(each), 1)
+
+
+def test_all_devices_resize_alike() -> None:
+    """The product of matrices, which other devices compute, is what the CPU does image by image."""
+    images, _ = batch(20, 3, 40, 50)
+    part = torch.tensor([[3, 5, 30, 20]])
+    centre = (2 * part[:, :2] + part[:, 2:]) / torch.tensor([50, 40]) - 1
+    maps = torch.cat([torch.diag_embed(torch.tensor([[-0.6, 0.5]])), centre[..., None]], 2)
+    for size in ((64, 70), (15, 8)):
+        expected = photographs.cut(images, maps, part, size)
+        assert_close(photographs.straight(images, maps.expand(20, 2, 3), part, size), expected, 1)
+
+
+@pytest.mark.parametrize("spec", [",".join(SINGLE), "crop,flip,trivial,erase", "vertical_flip,quarter_turn,color"])
+def test_the_number_of_processes_changes_nothing(spec: str) -> None:
+    images, labels = batch(64)
+    whole = Augment(spec)(images, labels, K, draws(), size=(24, 20))[0]
+    for rank in range(4):
+        mine = images[rank::4], labels[rank::4]
+        assert Augment(spec)(*mine, K, draws(0, rank, 4), size=(24, 20))[0].equal(whole[rank::4])
+
+
+OLD = {
+    "flip_alternating": 3127344255,
+    "flip": 3126717763,
+    "translate": 3125488560,
+    "cutout": 3124620572,
+    "cutmix": 3125070076,
+    "flip,translate,cutout": 3125101953,
+}
+
+
+@pytest.mark.parametrize("spec", OLD)
+def test_older_names_draw_what_they_drew(spec: str) -> None:
+    """Computed with the code from before there were photographs."""
+    images, labels = batch(64)
+    places = torch.arange(images.numel()).view_as(images) % 251
+    assert int((run(spec, images, labels)[0] * places).sum()) == OLD[spec]
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["scale=2..1", "scale=0..1", "scale=0.5..1.5", "scale=0.5", "size=3", "ratio=a..b", "ratio=0..1", "0.5..1"],
+)
+def test_wrong_options_are_refused(option: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(f"'{option}'")) as error:
+        Augment(f"flip,crop:{option}")
+    assert "crop:scale=0.25..1:ratio=0.75..1.33" in str(error.value)
+    with pytest.raises(OptionError, match="flip cannot have"):
+        Augment("crop,flip:scale=0.5..1")
 
 
 def test_order_of_the_names_does_not_matter() -> None:

@@ -9,19 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import ROOT, Patch, Said, script
 from PIL import Image
-from resume_runs import differences, rows
+from resume_runs import assert_same_numbers, differences, rows
 
-from lit_nn import LitClassifier, load_classifier
-from lit_nn.nets import NETS
+from lit_nn import load_classifier
 
 pytestmark = pytest.mark.posix
 train = script("train")
@@ -58,6 +57,15 @@ class Job:
             streams: Any = {"stdout": log, "stderr": log}
             self.processes = [subprocess.Popen(line, cwd=cwd, env=environment, **streams) for line in lines]
 
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in [*(process.pid for process in self.processes), *self.ranks().values()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+
     @property
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8")
@@ -88,30 +96,16 @@ class Job:
         os.kill(self.ranks()[rank], signum)
 
 
-@contextlib.contextmanager
-def job(launcher: str, words: Sequence[str], cwd: Path) -> Iterator[Job]:
-    started = Job(launcher, words, cwd)
-    try:
-        yield started
-    finally:
-        for pid in [*(process.pid for process in started.processes), *started.ranks().values()]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        started.wait()
-
-
 def finished(launcher: str, words: Sequence[str], cwd: Path) -> str:
     """What a job has printed that has come to a good end."""
-    with job(launcher, words, cwd) as started:
+    with Job(launcher, words, cwd) as started:
         assert set(started.wait()) == {0}, started.output
         return started.output
 
 
 def agree(one: Path, other: Path) -> None:
     """Two runs that differ by rounding only: see docs/scale_out.md for what was measured."""
-    tables = [[{name: float(value) for name, value in row.items()} for row in rows(folder)] for folder in (one, other)]
-    for first, second in zip(*tables, strict=True):
-        assert first == pytest.approx(second, rel=1e-4)
+    assert_same_numbers(one, other, rel=1e-4)
     states = [load_classifier(folder / "checkpoints" / "last.ckpt").state_dict() for folder in (one, other)]
     weights = [torch.cat([tensor.double().flatten() for tensor in state.values()]) for state in states]
     assert float((weights[0] - weights[1]).norm() / weights[0].norm()) < 1e-4
@@ -121,7 +115,7 @@ def agree(one: Path, other: Path) -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def small(tmp_path: Path, monkeypatch: Patch) -> list[str]:
     """Words for a training on 44 images, 17 to validate and 33 to test: of batches of 8, two processes get 8, 8, 1."""
     generator = np.random.default_rng(0)
     for index, count in enumerate((22, 22, 8, 9, 16, 17)):
@@ -146,15 +140,6 @@ def test_two_processes_train_validate_and_test_like_one(launcher: str, small: li
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cache", "images", "one", "two"}
     for once in ("Run folder: two", "Starting with 2 processes", "mlp ("):
         assert output.count(once) == 1, output
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_a_process_without_an_image_goes_through_the_network_all_the_same(net: str) -> None:
-    classifier = LitClassifier(["a", "b"], (1, 28, 28), [0.5], [0.5], net=net).eval()
-    batch = torch.zeros(0, 1, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
-    with torch.no_grad():
-        classifier.test_step(batch, 0)
-        assert classifier.predict_step(batch, 0).shape == (0, 2)
 
 
 @slow
@@ -205,7 +190,7 @@ def test_two_processes_become_one_and_two_again_inside_an_epoch(tmp_path: Path) 
 def test_a_mistake_is_said_once_and_ends_all(launcher: str, words: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.yaml").write_text("seed_everything: 1\n")
-    with job(launcher, [*CPU, *words], tmp_path) as started:
+    with Job(launcher, [*CPU, *words], tmp_path) as started:
         assert set(started.wait()) == {1}  # torchrun's own
         said = re.findall("^error: .*", started.output, re.MULTILINE)
         assert [bool(re.search(message, line)) for line in said] == [True], started.output
@@ -215,7 +200,7 @@ def test_a_mistake_is_said_once_and_ends_all(launcher: str, words: list[str], me
 @slow
 @pytest.mark.parametrize("launcher", ["lightning", "two machines"])
 def test_a_signal_to_any_process_stops_all_and_is_said_once(launcher: str, tmp_path: Path) -> None:
-    with job(launcher, LONG, tmp_path) as started:
+    with Job(launcher, LONG, tmp_path) as started:
         started.send(signal.SIGUSR1, 1, tmp_path / "run")
         assert started.wait(60)[0] == (128 + signal.SIGUSR1 if launcher == "lightning" else 1), started.output
         assert started.output.count("Stopped. To continue") == 1
@@ -225,7 +210,7 @@ def test_a_signal_to_any_process_stops_all_and_is_said_once(launcher: str, tmp_p
 @slow
 @pytest.mark.parametrize(("launcher", "victim"), [("lightning", 0), ("torchrun", 1), ("two machines", 0)])
 def test_kill_9_of_one_ends_all_and_is_said(launcher: str, victim: int, tmp_path: Path) -> None:
-    with job(launcher, LONG, tmp_path) as started:
+    with Job(launcher, LONG, tmp_path) as started:
         started.send(signal.SIGKILL, victim, tmp_path / "run")
         end = time.monotonic() + 60
         assert 0 not in started.wait(60)
@@ -241,7 +226,7 @@ def test_kill_9_of_one_ends_all_and_is_said(launcher: str, victim: int, tmp_path
 
 
 @slow
-def test_a_slurm_job_saves_requeues_itself_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slurm_job_saves_requeues_itself_and_goes_on(tmp_path: Path, monkeypatch: Patch) -> None:
     """With commands that are named like SLURM's, in the place of the real ones."""
     for name in ("sbatch", "srun", "scontrol"):
         (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/fake_slurm.py" {name} "$@"\n')
@@ -261,9 +246,7 @@ def test_a_slurm_job_saves_requeues_itself_and_goes_on(tmp_path: Path, monkeypat
 
 
 @pytest.mark.gpu
-def test_fsdp_trains_like_one_gpu_and_its_checkpoints_are_plain(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_fsdp_trains_like_one_gpu_and_its_checkpoints_are_plain(tmp_path: Path, capfd: Said) -> None:
     words = [*CPU[2:], "--accelerator", "gpu", "--net", "mlp", "--schedule", "constant", "--lr", "0.001"]
     devices = torch.cuda.device_count()
     fsdp = ["--strategy", "fsdp", "--devices", str(devices), "--batch_size", "32"]

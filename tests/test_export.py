@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from conftest import Command, script
+from PIL import Image
 from torch import Tensor, nn
 
 from data_modules import FashionMNISTSample
+from data_modules.images.fit import FITS
+from lit_nn.checkpoint import load_classifier
 from lit_nn.model import ImageClassifier
 from lit_nn.nets import NETS
 from lit_nn.trained import export
@@ -71,7 +75,12 @@ def test_the_command_itself(command: Command, tmp_path: Path) -> None:
     assert "uint8" in metadata["input"]
     assert metadata["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     (pixels,) = graph.graph.input
-    assert [size.dim_param or size.dim_value for size in pixels.type.tensor_type.shape.dim] == ["batch", 1, 28, 28]
+    assert [size.dim_param or size.dim_value for size in pixels.type.tensor_type.shape.dim] == [
+        "batch",
+        1,
+        "height",
+        "width",
+    ]
 
     net = NETS["lenet"](in_channels=1, num_classes=10)  # the bare network takes the .pth as it is
     net.load_state_dict(torch.load(tmp_path / "v1.2.pth", weights_only=True))
@@ -145,3 +154,30 @@ def test_a_network_that_no_graph_can_hold_is_refused_and_the_others_are_written(
         assert f"net depends cannot be exported to {name}" in error
     assert "Python control flow" in error
     assert {file.name for file in tmp_path.iterdir()} == {"a.ckpt", "a.safetensors", "a.pth"}
+
+
+EVERY = [pytest.param(net, fit, marks=[pytest.mark.slow] * (net != "lenet")) for net in NETS for fit in FITS]
+
+
+@pytest.mark.parametrize(("net", "fit"), EVERY)
+def test_images_of_every_size(net: str, fit: str, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "a.ckpt", net, {"fit": fit})
+    assert main([str(path), "--format", "onnx"]) == main([str(path), "--format", "torch_export"]) == 0
+    model, draw = load_classifier(path), np.random.default_rng(0)
+    exports = [open_model(path.with_suffix(suffix)) for suffix in (".onnx", ".pt2")]
+    for height, width in [(1, 1), (1, 60), (60, 1), (28, 28), (400, 3), *draw.integers(2, 200, (25, 2)).tolist()]:
+        images = draw.integers(0, 256, (2, 1, height, width), np.uint8)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(images)).numpy()
+        for exported in exports:
+            assert np.abs(exported.run(images)[0] - expected).max() <= 1e-4 * np.abs(expected).max(), (height, width)
+
+
+def test_an_export_for_one_size_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_checkpoint(tmp_path / "one.ckpt")
+    assert main([str(path), "--input", "fixed"]) == 0
+    Image.new("L", (28, 28)).save(tmp_path / "same.png")
+    Image.new("L", (30, 28)).save(tmp_path / "other.png")
+    assert script("predict")([str(path.with_suffix(".onnx")), str(tmp_path / "same.png")]) == 0
+    assert script("predict")([str(path.with_suffix(".onnx")), str(tmp_path / "other.png")]) == 2
+    assert "takes images of 28 x 28 pixels only, and here is one of 30 x 28" in capsys.readouterr().err

@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import ROOT, Command, script
-from resume_runs import differences, finished, load, rows, stopped_and_continued
+from conftest import ROOT, Command, Said, script
+from resume_runs import assert_resumes_exactly, assert_same_numbers, load, rows
 
 import lit_nn
 from data_modules import FashionMNISTSample
@@ -62,13 +62,6 @@ def test_between_logging_no_step_waits_for_the_gpu(words: str, tmp_path: Path) -
         torch.ones(1, device="cuda").item()
 
 
-def assert_same_numbers(one: Path, other: Path) -> None:
-    """Two runs, up to the order in which numbers were added."""
-    tables = [[{name: float(value) for name, value in row.items()} for row in rows(folder)] for folder in (one, other)]
-    for first, second in zip(*tables, strict=True):
-        assert second == pytest.approx(first, rel=1e-5)
-
-
 @pytest.mark.parametrize("net", NETS)
 def test_it_trains_like_the_cpu(net: str, tmp_path: Path) -> None:
     words = ["--net", net, "--precision", "64-true", "--augment", "flip_alternating,flip,translate"]
@@ -77,7 +70,7 @@ def test_it_trains_like_the_cpu(net: str, tmp_path: Path) -> None:
         words += ["--model.net_args.dropout", "0"]
     for accelerator in ("cpu", "gpu"):
         assert train([*GPU, *words, "--accelerator", accelerator, "--run_dir", str(tmp_path / accelerator)]) == 0
-    assert_same_numbers(tmp_path / "cpu", tmp_path / "gpu")
+    assert_same_numbers(tmp_path / "cpu", tmp_path / "gpu", rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "nesterov", "rmsprop"])
@@ -89,7 +82,7 @@ def test_a_run_moves_from_gpu_to_cpu_and_back(optimizer: str, tmp_path: Path) ->
     assert train([*words, "--max_epochs", "1", "--run_dir", str(moved)]) == 0
     for epochs, accelerator in [(2, "cpu"), (3, "gpu")]:
         assert train(["--resume", str(moved), "--max_epochs", str(epochs), "--accelerator", accelerator]) == 0
-    assert_same_numbers(straight, moved)
+    assert_same_numbers(straight, moved, rel=1e-5)
 
 
 def test_what_a_gpu_trained_serves_anywhere(tmp_path: Path) -> None:
@@ -112,8 +105,7 @@ def test_what_a_gpu_trained_serves_anywhere(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_to_the_last_bit(net: str, precision: str, tmp_path: Path) -> None:
     words = [*GPU, "--net", net, "--precision", precision, "--trainer.deterministic", "true"]
     words += ALL_AUGMENTATIONS.split()
-    one = finished(words, tmp_path / "straight")
-    assert differences(one, stopped_and_continued(words, tmp_path / "stopped", [1, 4, 6])) == []
+    assert_resumes_exactly(words, tmp_path, [1, 4, 6])
 
 
 @pytest.mark.parametrize(
@@ -123,16 +115,14 @@ def test_a_stopped_run_goes_on_to_the_last_bit(net: str, precision: str, tmp_pat
         (0.001, ["--data.on_device", "true", "--net", "mlp"], "leave out --data.on_device"),
     ],
 )
-def test_full_memory_is_said(
-    gigabytes: float, words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_memory_is_said(gigabytes: float, words: list[str], named: str, tmp_path: Path, capsys: Said) -> None:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / torch.cuda.get_device_properties(0).total_memory)
     assert train([*GPU, *words, "--run_dir", str(tmp_path / "run")]) == 1
     assert named in capsys.readouterr().err
 
 
-def test_gradients_are_scaled_and_clipped_and_then_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradients_are_scaled_and_clipped_and_then_no_more(tmp_path: Path, capsys: Said) -> None:
     run_dir = tmp_path / "run"
     words = ["--precision", "16-mixed", "--clip_grad", "0.1", "--schedule", "constant", "--lr", "0.001"]
     fused = ["--model.optimizer_args.fused", "true", "--run_dir", str(tmp_path / "fused")]

@@ -15,14 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from data_modules import DataError, DataNote, OptionError
 from data_modules.image_folder import ImageFolder
+from data_modules.images import cache as image_cache
 from data_modules.images.cache import cache_folder
-from data_modules.images.decode import SUFFIXES, ImageError, prepare_file, prepare_image, side_and_gray
+from data_modules.images.decode import SUFFIXES, ImageError, read_image, side_and_gray
 
 RED, BLUE = (220, 40, 30), (30, 50, 210)
+
+
+def prepare_file(path: Path, size: int, channels: int, levels: int = 65535) -> NDArray[np.uint8]:
+    return image_cache.prepare_file(path, (size, size), channels, levels, "crop")
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +175,7 @@ def test_levels_say_what_is_white(tmp_path: Path, levels: int, divisor: int) -> 
         image.save(tmp_path / name)
         assert side_and_gray(tmp_path / name) == (8, True)
         assert (prepare_file(tmp_path / name, 8, 1, levels)[0] == np.asarray(image) // divisor).all()
-    assert (prepare_image(image, 8, 1, levels)[0] == np.asarray(image) // divisor).all()
+    assert (read_image(image, 1, levels)[0] == np.asarray(image) // divisor).all()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +189,7 @@ def test_levels_say_what_is_white(tmp_path: Path, levels: int, divisor: int) -> 
 )
 def test_other_levels_are_refused_and_not_shown_black_or_white(image: Image.Image, levels: int, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
-        prepare_image(image, 8, 1, levels)
+        read_image(image, 1, levels)
 
 
 def test_a_long_comment_makes_no_image_worse(tmp_path: Path) -> None:
@@ -681,14 +687,14 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 PROGRAM = """
 import sys, threading, time
 from data_modules.image_folder import ImageFolder
-from data_modules.images import decode
-prepare, one_at_a_time = decode.prepare_file, threading.Lock()  # however many cores there are
+from data_modules.images import cache
+prepare, one_at_a_time = cache.prepare_file, threading.Lock()  # however many cores there are
 def slow(*arguments):
     with one_at_a_time:
         time.sleep(0.02)
         print("decoding", flush=True)
     return prepare(*arguments)
-decode.prepare_file = slow
+cache.prepare_file = slow
 print(ImageFolder(sys.argv[1], 8, 3).split("train")[0].sum().item(), flush=True)
 """
 

@@ -6,11 +6,11 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch.nn.functional as F
-from conftest import ROOT, script
+from conftest import ROOT, Patch, script
 
 PATHS = [path for folder in ("lit_nn", "data_modules", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PATHS}
@@ -27,7 +27,7 @@ ROOMS = {
     "lit_nn.metrics": TORCH,
     "lit_nn.optim": TORCH,
     "lit_nn.initialise": TORCH,
-    "lit_nn.model": "torch lit_nn.errors lit_nn.nets",
+    "lit_nn.model": "torch lit_nn.errors lit_nn.nets data_modules.images.fit",
     "lit_nn.checkpoint": "* -lightning lit_nn.__version__ lit_nn.errors lit_nn.model data_modules.files",
     "lit_nn.classifier": f"lightning {TORCH} lit_nn.nets lit_nn.losses lit_nn.metrics lit_nn.optim lit_nn.initialise "
     "lit_nn.model lit_nn.checkpoint data_modules",
@@ -44,24 +44,17 @@ CORE = [
 ]
 
 
-class Import(NamedTuple):
-    line: int
-    name: str  # in full: "torch.nn.functional", "lit_nn.nets.build_net"
-    at_start: bool  # done when the file itself is imported
-
-
-def imports(node: ast.AST, at_start: bool = True) -> Iterator[Import]:
-    """All imports below a node of the syntax tree."""
+def imports(node: ast.AST, at_start: bool = True) -> Iterator[tuple[int, str, bool]]:
+    """All imports below a node: the line, the name in full, and whether it is imported when the file itself is."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
-            yield from (Import(child.lineno, alias.name, at_start) for alias in child.names)
+            yield from ((child.lineno, alias.name, at_start) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             assert not child.level, f"line {child.lineno}: a relative import; write it in full"
-            yield from (Import(child.lineno, f"{child.module}.{alias.name}", at_start) for alias in child.names)
+            yield from ((child.lineno, f"{child.module}.{alias.name}", at_start) for alias in child.names)
         else:
             for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-            later = for_types or isinstance(child, ast.FunctionDef)
-            yield from imports(child, at_start and not later)
+            yield from imports(child, at_start and not for_types and not isinstance(child, ast.FunctionDef))
 
 
 IMPORTS = {name: list(imports(ast.parse(path.read_text(encoding="utf-8")))) for name, path in FILES.items()}
@@ -86,14 +79,14 @@ def test_every_file_imports_only_what_its_room_may(name: str) -> None:
 
 
 def test_no_imports_run_in_a_circle() -> None:
-    graph = {name: {longest(each.name, FILES) for each in found if each.at_start} for name, found in IMPORTS.items()}
+    graph = {name: {longest(used, FILES) for _, used, now in found if now} for name, found in IMPORTS.items()}
     try:
         graphlib.TopologicalSorter({name: needed - {"", name} for name, needed in graph.items()}).prepare()
     except graphlib.CycleError as error:
         pytest.fail(f"these files import one another in a circle: {' <- '.join(error.args[1])}")
 
 
-def test_six_frames_lead_from_the_shell_to_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_six_frames_lead_from_the_shell_to_the_loss(monkeypatch: Patch) -> None:
     stack: list[traceback.FrameSummary] = []
     cross_entropy = F.cross_entropy
 

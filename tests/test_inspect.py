@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Command, script
+from conftest import ROOT, Command, Refused, Said, script
+from test_checkpoint import contents
 
-from lit_nn import LitClassifier
 from lit_nn.nets import NETS, build_net
 
 main = script("inspect_model")
 layers = sys.modules["scripts.inspect_model"].layers
 
 
-def shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def shown(words: list[str], capsys: Said) -> str:
     """What the command prints, with runs of spaces as one."""
     assert main(words) == 0
     return re.sub(" +", " ", capsys.readouterr().out)
 
 
-def test_list_names_every_network_with_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_every_network_with_its_arguments(capsys: Said) -> None:
     text = shown(["--list"], capsys)
     for name in NETS:
         assert f"\n {name} in_channels" in text
@@ -35,7 +35,7 @@ def test_lenet_from_a_process_of_its_own(command: Command) -> None:
     assert done.returncode == 0, done.stderr
     text = re.sub("[ |]+", " ", done.stdout)  # | is what rich draws where the encoding is an old one
     assert "(fc3): Linear(in_features=84, out_features=10, bias=True)" in text  # the tree
-    assert "61,706 parameters, 61,706 of them trained" in text
+    assert "61,706 parameters" in text
     for line in (
         "the network LeNet (B, 1, 32, 32) (B, 10)",
         "conv1 Conv2d (B, 1, 32, 32) (B, 6, 28, 28) 156",
@@ -57,47 +57,38 @@ def test_every_network_can_be_looked_into(net: str) -> None:
     assert sum(counts) == sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_own_arguments_change_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_arguments_change_the_network(capsys: Said) -> None:
     flat = shown(["--net", "mlp", "--net_args.hidden", "16", "--image_shape", "3,8,8", "--num_classes", "5"], capsys)
     dotted = shown(["--net=mlp", "--model.net_args.hidden=16", "--image_shape=3,8,8", "--num_classes=5"], capsys)
     assert flat == dotted
     assert "3,445 parameters" in flat  # 192 * 16 + 16 + 16 * 16 + 16 + 16 * 5 + 5
-    words = ["--net", "torchvision/squeezenet1_1", "--net_args.freeze_backbone", "true", "--image_shape", "3,32,32"]
-    assert "727,626 parameters, 5,130 of them trained" in shown(words, capsys)  # 512 * 10 + 10 in the last convolution
+    assert "727,626 parameters" in shown(["--net", "torchvision/squeezenet1_1", "--image_shape", "3,32,32"], capsys)
 
 
-def test_a_checkpoint_tells_what_it_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = LitClassifier(["cat", "dog"], (3, 8, 8), [0.5] * 3, [0.2] * 3, net="mlp", net_args={"hidden": 16})
-    checkpoint: dict[str, Any] = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "epoch": 3}
-    checkpoint |= {"metrics": {"val_acc": 0.5}, "settings": {"model": {"net": "mlp", "init": None}}}
-    torch.save(checkpoint, tmp_path / "best.ckpt")
+def test_a_checkpoint_tells_what_it_holds(tmp_path: Path, capsys: Said) -> None:
+    more = {"epoch": 3, "metrics": {"val_acc": 0.5}, "settings": {"model": {"net": "mlp", "init": None}}}
+    torch.save(contents(net_args={"hidden": 16}) | more, tmp_path / "best.ckpt")
     text = shown(["--ckpt", str(tmp_path / "best.ckpt")], capsys)
     for fact in ("net: mlp", "hidden: 16", "- cat\n - dog", "epoch: 3", "val_acc: 0.5"):
         assert fact in text
-    assert "3,394 parameters" in text  # 192 * 16 + 16 * 16 + 16 * 2 and 16 + 16 + 2
+    assert "1,346 parameters" in text  # 64 * 16 + 16 * 16 + 16 * 2 and 16 + 16 + 2
     assert "null" not in text
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "named"),
-    [
-        ([], 2, ["--list", "--net", "--ckpt"]),
-        (["--nett", "lenet", "--list"], 2, ["--nett", "--net"]),
-        (["--net", "lenett"], 2, ["lenett", "Did you mean lenet", "resnet9"]),
-        (["--net", "mlp", "--net_args.hiden", "3"], 2, ["hiden", "Did you mean hidden"]),
-        (["--net", "mlp", "--net_args.hidden", "[1"], 2, ["--net_args", "3,32,32"]),
-        (["--list", "--net_args.hidden", "3"], 2, ["--net_args belong to --net NAME"]),
-        (["--net", "mlp", "--image_shape", "28x28"], 2, ["28x28", "3,32,32"]),
-        (["--net", "mlp", "--num_classes", "-3"], 2, ["at least 1"]),
-        (["--ckpt", "missing.ckpt"], 1, ["missing.ckpt", "no such file"]),
-    ],
-)
-def test_mistakes_end_in_one_message(
-    words: list[str], status: int, named: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words) == status
-    message = capsys.readouterr().err.strip()
-    assert message.startswith("error: ")
-    assert len(message.splitlines()) == 1
-    for word in named:
-        assert word in message
+MISTAKES = {
+    "": ["--list", "--net", "--ckpt"],
+    "--nett lenet --list": ["--nett", "--net"],
+    "--net lenett": ["lenett", "Did you mean lenet", "resnet9"],
+    "--net mlp --net_args.hiden 3": ["hiden", "Did you mean hidden"],
+    "--net mlp --net_args.hidden [1": ["--net_args", "3,32,32"],
+    "--list --net_args.hidden 3": ["--net_args belong to --net NAME"],
+    "--net mlp --image_shape 28x28": ["28x28", "3,32,32"],
+    "--net mlp --num_classes -3": ["at least 1"],
+    "--ckpt missing.ckpt": ["missing.ckpt", "no such file"],
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_end_in_one_message(words: str, refused: Refused) -> None:
+    said = refused(main, words.split(), 1 if "missing" in words else 2)
+    assert [part for part in MISTAKES[words] if part not in said] == []

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import Patch
 from resume_runs import leaves, load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -33,7 +34,8 @@ def train(run_dir: Path, *words: str, lean: bool = True, callbacks: tuple[L.Call
     [
         ("--optimizer nesterov --schedule plateau --lr 0.1", True),
         ("--ema 0.9 --augment translate,mixup --label_smoothing 0.1", True),
-        ("--precision bf16-mixed --early_stopping 1 --trainer.val_check_interval 10", True),
+        ("--precision bf16-mixed --early_stopping 1", True),
+        ("--trainer.val_check_interval 10", False),
         ("--trainer.max_steps 30 --save_every_steps 7 --trainer.log_every_n_steps 3", True),
         ("--clip_grad 1", False),
         ("--trainer.accumulate_grad_batches 2", False),
@@ -42,9 +44,7 @@ def train(run_dir: Path, *words: str, lean: bool = True, callbacks: tuple[L.Call
         pytest.param(f"{ON_GPU} 16-mixed", False, marks=pytest.mark.gpu),  # gradients are scaled
     ],
 )
-def test_it_takes_the_steps_of_lightning(
-    words: str, plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_takes_the_steps_of_lightning(words: str, plain: bool, tmp_path: Path, monkeypatch: Patch) -> None:
     def counted(self: L.LightningModule, epoch: int, batch_idx: int, *args: Any) -> None:
         steps.append(batch_idx)
         optimizer_step(self, epoch, batch_idx, *args)
@@ -65,7 +65,7 @@ def test_it_takes_the_steps_of_lightning(
 
 
 @pytest.mark.parametrize("interval", [1, 3])
-def test_loggers_get_what_lightning_gives_them(interval: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loggers_get_what_lightning_gives_them(interval: int, tmp_path: Path, monkeypatch: Patch) -> None:
     def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = step(self, batch, batch_idx)
         if batch_idx % interval == interval - 1:  # mostly at other steps than those at which loggers get anything
@@ -88,8 +88,7 @@ class Listener(L.Callback):
     """Hooks into the end of a step; `Hooked` into its middle as well."""
 
     def __init__(self) -> None:
-        self.outputs: list[Any] = []
-        self.backwards = 0
+        self.outputs, self.backwards = list[Any](), 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         self.outputs.append(outputs)
@@ -102,7 +101,7 @@ class Hooked(Listener):
 
 @pytest.mark.parametrize("listener", [Listener(), Hooked()])
 def test_a_step_gives_the_loss_or_a_dictionary_and_all_hooks_are_called(
-    listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    listener: Listener, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     step = LitClassifier.training_step
     few = ("--trainer.limit_train_batches", "3", "--max_epochs", "1")
@@ -116,7 +115,5 @@ def test_a_step_gives_the_loss_or_a_dictionary_and_all_hooks_are_called(
     assert listener.backwards == (6 if isinstance(listener, Hooked) else 0)
     for wrong in ("loss", {"los": torch.zeros(())}):
         monkeypatch.setattr(LitClassifier, "training_step", lambda *_, wrong=wrong: wrong)
-        with pytest.raises(
-            (TypeError, KeyError, L.fabric.utilities.exceptions.MisconfigurationException), match="loss"
-        ):
+        with pytest.raises(Exception, match="loss"):
             train(tmp_path / type(wrong).__name__, *few)

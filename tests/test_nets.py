@@ -19,7 +19,7 @@ from torchvision import models
 from lit_nn.errors import UsageError
 from lit_nn.model import ImageClassifier
 from lit_nn.nets import NETS, build_net
-from lit_nn.nets.pretrained import TorchvisionNet, torchvision_names
+from lit_nn.nets.pretrained import PretrainedNet, names_of
 
 NAMES = [*NETS, "torchvision/resnet18", "torchvision/squeezenet1_1"]
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 40, 48)]
@@ -103,13 +103,13 @@ def test_hand_placed_weights_are_used_and_not_needed_again(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     published = models.get_model(name, **({} if name == "squeezenet1_1" else {"init_weights": False})).state_dict()
     file = tmp_path / "hub" / "checkpoints" / models.get_model_weights(name).DEFAULT.url.rpartition("/")[2]
-    with pytest.raises(OSError, match=rf"{file.name}, or train without weights"):
-        build_net(f"torchvision/{name}", 1, 5, (28, 28), {"weights": "DEFAULT"})
+    with pytest.raises(OSError, match=rf"{file.name}, or give --weights FILE, or --weights none"):
+        build_net(f"torchvision/{name}", 1, 5, (28, 28), {"weights": "default"})
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(published, file)
-    net = build_net(f"torchvision/{name}", 1, 5, (28, 28), {"weights": "DEFAULT"})
+    net = build_net(f"torchvision/{name}", 1, 5, (28, 28), {"weights": "default"})
     file.unlink()
-    assert isinstance(net, TorchvisionNet)
+    assert isinstance(net, PretrainedNet)
     loaded, head = net.net.state_dict(), ("aux", "AuxLogits", "fc.", "classifier.1.")
     kept = {key: tensor for key, tensor in published.items() if not key.startswith(head)}
     assert kept.keys() == {key for key in loaded if not key.startswith(("fc.", "classifier.1."))}
@@ -123,17 +123,8 @@ def test_hand_placed_weights_are_used_and_not_needed_again(
         assert torch.equal(net.eval()(x), again.eval()(x))
 
 
-def test_frozen_backbone_trains_its_head_only() -> None:
-    net = build_net("torchvision/resnet18", 1, 5, (28, 28), {"freeze_backbone": True})
-    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["net.fc.weight", "net.fc.bias"]
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    net.train()(torch.randn(4, 1, 32, 32)).sum().backward()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert net.get_parameter("net.fc.weight").grad is not None
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", torchvision_names())
+@pytest.mark.parametrize("name", names_of("torchvision"))
 def test_every_torchvision_network(name: str) -> None:
     model = build(f"torchvision/{name}")
     with torch.no_grad():
@@ -149,7 +140,7 @@ def test_every_torchvision_network(name: str) -> None:
     [
         ("lenett", {}, "unknown net 'lenett'. Did you mean lenet"),
         ("resnet18", {}, "unknown net 'resnet18'. Did you mean torchvision/resnet18?"),
-        ("zzz", {}, "torchvision/<name>"),
+        ("zzz", {}, "torchvision/NAME, timm/NAME"),
         ("torchvision/vgg17", {}, "unknown torchvision network 'vgg17'. Did you mean vgg"),
         ("mlp", {"hiden": 5}, "unknown argument of net mlp 'hiden'. Did you mean hidden? Allowed: image_size, hidden"),
         ("mlp", {"hidden": -5}, "net mlp cannot be built with {'hidden': -5, "),

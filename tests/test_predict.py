@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from test_export import save_checkpoint
 
 from data_modules import FashionMNISTSample
-from data_modules.images.decode import ImageError, prepare_file
+from data_modules.images.decode import ImageError, read_file
 from lit_nn.checkpoint import load_classifier
 from lit_nn.errors import UsageError
 from lit_nn.trained.predict import OPENERS, predict
@@ -71,7 +71,7 @@ def test_every_kind_of_model_says_the_same(suffix: str, in_folder: Path, capsys:
     assert [item["path"] for item in found] == [str(Path("images", name)) for name in names]
     model = load_classifier("model.ckpt")
     for item in found:
-        pixels = torch.from_numpy(prepare_file(Path(item["path"]), 28, 1).copy())  # as training does it
+        pixels = torch.from_numpy(read_file(Path(item["path"]), 1, least=(28, 28)).copy())  # as training does it
         with torch.no_grad():
             shares = model(pixels[None]).softmax(1)[0].numpy()
         assert [entry["label"] for entry in item["predictions"]] == [model.class_names[i] for i in (-shares).argsort()]
@@ -140,8 +140,8 @@ def test_predict_in_python(in_folder: Path, tmp_path: Path) -> None:
     (expected,) = predict(model, path, top_k=10)
     assert model.training  # as it was
     assert (expected.label, expected.probability) == (expected.labels[0], max(expected.probabilities))
-    image, pixels = Image.open(path), prepare_file(path, 28, 1)
-    several = [str(path), image, np.asarray(image), pixels, pixels[None], torch.from_numpy(pixels.copy()), [path]]
+    image, pixels = Image.open(path), read_file(path, 1)
+    several = [str(path), image, np.asarray(image), pixels[0], torch.from_numpy(pixels[0].copy()), [path]]
     for given in several:
         assert predict(model, given, top_k=10) == [expected], type(given)
     batch = FashionMNISTSample().split("test")[0][:300]

@@ -1,9 +1,10 @@
 """Private names of Lightning and torch: only in lit_nn/engine, few, listed with a reason, missed with a sentence."""
 
-import ast
 import importlib
 import inspect
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -17,49 +18,28 @@ from test_imports import FILES
 
 from lit_nn.engine import PRIVATE
 
-THEIRS = ("lightning", "torch")
-OF_OTHERS = {"_trial_id": "Optuna's"}
-NAME = re.compile(r"_[a-zA-Z]\w*")
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+OF_OTHERS = {"_trial_id", "_option_string_actions", "_spawn", "_forkserver"}  # Optuna, argparse, ends of strategies
+NAME = r"_[a-zA-Z]\w*"
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
+DEFINED = re.compile(rf"(?:\b(?:def|class) |(?:^|self\.)(?={NAME}[^=()\n]*(?: = |: )))({NAME})", re.MULTILINE)
+OWN = {name for text in TEXTS.values() for name in DEFINED.findall(text)}
 
 
-def own_names() -> Iterator[str]:
-    """Private names that this project itself defines."""
-    for node in (node for tree in TREES.values() for node in ast.walk(tree)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
-            yield node.attr
-
-
-OWN = set(own_names())
-
-
-def inherited(module: str, node: ast.ClassDef) -> str:
-    """Source of the classes of Lightning and torch that one of the project's inherits from."""
-    cls = getattr(importlib.import_module(module), node.name, object)  # object: a class inside of a function
-    return "".join(inspect.getsource(base) for base in cls.__mro__ if base.__module__.partition(".")[0] in THEIRS)
+def inherited(module: str) -> set[str]:
+    """Private names of Lightning's and torch's classes from which those of a file inherit."""
+    classes = [cls for cls in vars(importlib.import_module(module)).values() if inspect.isclass(cls)]
+    bases = {base for cls in classes if cls.__module__ == module for base in cls.__mro__}
+    sources = [inspect.getsource(base) for base in bases if base.__module__.startswith(("lightning.", "torch."))]
+    return set(re.findall(rf"(?:self\.|def )({NAME})", "".join(sources)))
 
 
 def uses(module: str) -> Iterator[tuple[int, str]]:
-    """Line and name of every private name of others in a file."""
-    for node in ast.walk(TREES[module]):
-        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in THEIRS:
-            parts = [*str(node.module).split("."), *(alias.name for alias in node.names)]
-            yield from ((node.lineno, part) for part in parts if NAME.fullmatch(part))
-        elif isinstance(node, ast.Attribute) and NAME.fullmatch(node.attr):
-            if ast.unparse(node.value) not in ("self", "cls") and node.attr not in OWN:
-                yield node.lineno, node.attr
-        elif isinstance(node, ast.Subscript | ast.Call):  # vars(x)["_name"], getattr(x, "_name")
-            words = node.args if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr") else []
-            for word in [node.slice] if isinstance(node, ast.Subscript) else words:
-                if isinstance(word, ast.Constant) and NAME.fullmatch(str(word.value)) and word.value not in OWN:
-                    yield node.lineno, str(word.value)
-        elif isinstance(node, ast.ClassDef) and node.bases and not module.startswith("scripts"):
-            theirs = inherited(module, node)
-            for each in (each for each in ast.walk(node) if isinstance(each, ast.Attribute)):
-                if NAME.fullmatch(each.attr) and re.search(rf"\b(self\.|def ){each.attr}\b", theirs):
-                    yield each.lineno, each.attr
+    """Line and name of every private name of others in a file, those in strings included: getattr(x, "_name")."""
+    theirs = set() if module.startswith("scripts") else inherited(module)
+    for token in tokenize.generate_tokens(io.StringIO(TEXTS[module]).readline):
+        name = token.string.strip("\"'")
+        if re.fullmatch(NAME, name) and (name not in OWN or name in theirs):
+            yield token.start[0], name
 
 
 def test_they_are_used_in_the_engine_only_and_all_of_them_are_listed() -> None:

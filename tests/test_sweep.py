@@ -1,37 +1,30 @@
 """The hyper-parameter search: what it refuses, what it writes, and that nothing is lost however it is killed."""
 
-import contextlib
-import csv
 import os
 import random
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 import yaml
-from conftest import ROOT, Command, script
+from conftest import ROOT, Command, Patch, Refused, Said, Start, ended, rows_of, script, wait_until
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from snippets import run_snippets
+from snippets import commands, run_snippets
 
 from lit_nn.checkpoint import read_checkpoint
 
 QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "8", "--max_epochs"]
 SPACE = "lr: {low: 1e-4, high: 1e-2, log: true}\noptimizer: [adamw, nesterov]\nbatch_size: {low: 16, high: 64}\n"
 PAGE = ROOT / "docs" / "sweep.md"
-Search = subprocess.Popen[str]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: Patch) -> Path:
     """The study folder of the search space space.yaml in the current folder."""
     monkeypatch.chdir(tmp_path)
     Path("space.yaml").write_text(SPACE, encoding="utf-8")
@@ -48,41 +41,33 @@ def finished(folder: Path) -> list[FrozenTrial]:
     return [t for t in trials_of(folder) if t.state.is_finished()] if (folder / "study.journal").exists() else []
 
 
-def rows_of(table: Path) -> list[dict[str, str]]:
-    return [*csv.DictReader(table.read_text(encoding="utf-8").splitlines())]
-
-
 def accuracies(run: Path) -> dict[int, float]:
     return {int(row["epoch"]): float(row["val_acc"]) for row in rows_of(run / "metrics.csv")}
 
 
-@pytest.mark.parametrize(
-    ("text", "words", "parts"),
-    [
-        ("lr: [1, 2\n", [], ["space.yaml: while parsing", "list or range"]),
-        ("", [], ["space.yaml: ", "list or range"]),
-        ("lr: {low: 1e-4, high: 1e-2, lg: 2}\n", [], ["space.yaml: lr: ", "'lg'"]),
-        ("lr: {low: 1e-2, high: 1e-4}\n", [], ["space.yaml: lr: ", "low"]),
-        ("optimiser: [adamw]\n", [], ["optimiser", "Did you mean optimizer"]),
-        ("optimizer: [adamw, adm]\n", [], ["adm", "Did you mean adam"]),
-        ("max_epochs: {low: 0.5, high: 2}\n", [], ["max_epochs", "0.5"]),
-        (SPACE, ["--max_epoch", "3"], ["max_epoch", "max_epochs"]),
-        (SPACE, ["--trials", "many"], ["--trials", "many"]),
-    ],
-)
-def test_what_is_wrong_is_refused_before_any_trial(
-    text: str, words: list[str], parts: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("space.yaml").write_text(text, encoding="utf-8")
-    assert script("sweep")(["space.yaml", "--accelerator", "cpu", *words]) == 2
-    message = capsys.readouterr().err.strip()
-    assert len(message.splitlines()) == 1
-    for part in parts:
-        assert part in message
+WRONG = {  # the text of a search space, or options
+    "lr: [1, 2\n": ["space.yaml: while parsing", "list or range"],
+    "": ["space.yaml: ", "list or range"],
+    "lr: {low: 1e-4, high: 1e-2, lg: 2}\n": ["space.yaml: lr: ", "'lg'"],
+    "lr: {low: 1e-2, high: 1e-4}\n": ["space.yaml: lr: ", "low"],
+    "optimiser: [adamw]\n": ["optimiser", "Did you mean optimizer"],
+    "optimizer: [adamw, adm]\n": ["adm", "Did you mean adam"],
+    "max_epochs: {low: 0.5, high: 2}\n": ["max_epochs", "0.5"],
+    "--max_epoch 3": ["max_epoch", "max_epochs"],
+    "--trials many": ["--trials", "many"],
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_what_is_wrong_is_refused_before_any_trial(given: str, folder: Path, refused: Refused) -> None:
+    words = given.split() if given.startswith("--") else []
+    Path("space.yaml").write_text(SPACE if words else given, encoding="utf-8")
+    said = refused(script("sweep"), ["space.yaml", "--accelerator", "cpu", *words])
+    assert [part for part in WRONG[given] if part not in said] == []
     assert not folder.exists()
 
 
-def test_a_small_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
     words = ["space.yaml", *QUICK, "1", "--trials", "2"]
     assert script("sweep")(words) == 0
     assert "Validation accuracy" in capsys.readouterr().out
@@ -103,60 +88,24 @@ def test_a_small_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     assert script("sweep")(words) == 0  # once more: nothing is left to do
     assert [trial.datetime_complete for trial in trials_of(folder)] == [trial.datetime_complete for trial in trials]
-    for wrong, said in ((words[1:], "mlp: [Errno 2]"), ([*words, "--seed", "3"], "holds another search")):
-        assert script("sweep")(wrong) == 2
-        assert said in capsys.readouterr().err
-
-
-@pytest.fixture
-def start(tmp_path: Path, folder: Path) -> Iterator[Callable[..., Search]]:
-    """Start a search in a process group of its own, which the test does not leave behind."""
-    started: list[Search] = []
-
-    def run(*words: object) -> Search:
-        line = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "space.yaml", *map(str, words)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(line, cwd=tmp_path, start_new_session=True, **pipes))
-        return started[-1]
-
-    yield run
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
-
-
-def ended(process: Search, status: int = 0) -> str:
-    """What a search has printed until it ended."""
-    output = process.communicate(timeout=900)[0]
-    assert process.returncode == status, output
-    assert "Traceback" not in output
-    return output
-
-
-def wait_until(condition: Callable[[], object], process: Search) -> None:
-    end = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    assert "mlp: [Errno 2]" in refused(script("sweep"), words[1:])
+    assert "holds another search" in refused(script("sweep"), [*words, "--seed", "3"])
 
 
 @pytest.mark.slow
 @pytest.mark.posix
 @pytest.mark.timeout(1200)
-def test_two_searches_killed_at_random_moments_lose_nothing(tmp_path: Path, start: Callable[..., Search]) -> None:
+def test_two_searches_killed_at_random_moments_lose_nothing(tmp_path: Path, start: Start) -> None:
     words, rng = [*QUICK, "4", "--trials", "10", "--study_dir"], random.Random(seed := time.time_ns())
-    ended(start(*words, "quiet"))
+    ended(start("sweep", "space.yaml", *words, "quiet"))
     for count, kill in ((0, os.killpg), (2, os.kill), (4, os.killpg)):  # all of it, or a search without its training
-        searches = [start(*words, "killed") for _ in range(2)]
+        searches = [start("sweep", "space.yaml", *words, "killed") for _ in range(2)]
         wait_until(lambda count=count: len(finished(tmp_path / "killed")) >= count, searches[0])  # type: ignore[misc]
         time.sleep(rng.uniform(5, 13))  # somewhere in the next ones
         for process in searches:
             kill(process.pid, signal.SIGKILL)
             process.wait()
-    ended(start(*words, "killed"))
+    ended(start("sweep", "space.yaml", *words, "killed"))
     quiet, killed = (trials_of(tmp_path / name) for name in ("quiet", "killed"))
     assert [trial.params for trial in killed] == [trial.params for trial in quiet], seed
     assert any(len(trial.intermediate_values) < 4 for trial in quiet)  # that is what pruning is for
@@ -172,23 +121,23 @@ def test_two_searches_killed_at_random_moments_lose_nothing(tmp_path: Path, star
 @pytest.mark.slow
 @pytest.mark.posix
 @pytest.mark.timeout(600)
-def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path, start: Callable[..., Search]) -> None:
+def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path, start: Start) -> None:
     Path("space.yaml").write_text("lr: 0.001\n", encoding="utf-8")
-    words = shlex.split("--max_epochs 1 --batch_size 2 --accelerator cpu --trials 1 --save_every_steps 50")
+    words = shlex.split("space.yaml --max_epochs 1 --batch_size 2 --accelerator cpu --trials 1 --save_every_steps 50")
     last, log = folder / "trial-0000" / "checkpoints" / "last.ckpt", folder / "trial-0000.txt"
-    process = start(*words)
+    process = start("sweep", *words)
     wait_until(last.exists, process)  # it is in the epoch, which has 2,700 steps
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert "type the same command again" in ended(process, 130)
     assert "SIGINT: saving after this step" in log.read_text(encoding="utf-8")
     steps = read_checkpoint(last)["global_step"]
     assert 50 <= steps < 2700
-    ended(start(*words))
+    ended(start("sweep", *words))
     assert f"after 0 epochs, {steps} steps" in log.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_failures_are_recorded_and_survived(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_recorded_and_survived(folder: Path, capsys: Said) -> None:
     Path("space.yaml").write_text("lr: [1e30, 0.001]\n", encoding="utf-8")
     words = ["space.yaml", *QUICK, "1", "--optimizer", "sgd"]
     assert script("sweep")([*words, "--trials", "5"]) == 0
@@ -216,15 +165,14 @@ def test_the_page_shows_the_example() -> None:
 def test_the_page_does_what_it_says(tmp_path: Path, command: Command) -> None:
     """Its commands, with fewer and shorter trials, and its Python; the first one ends like the shown output."""
     shorter = {"--trials 12": "--trials 2", "--max_epochs 5": "--max_epochs 1", "configs/": f"{ROOT}/configs/"}
-    page = PAGE.read_text(encoding="utf-8")
     outputs = []
-    for line in "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines():
+    for line in commands(PAGE):
         for long, short in shorter.items():
             line = line.replace(long, short)
-        done = command(*shlex.split(line, comments=True)[1:], "--accelerator", "cpu", timeout=300)
+        done = command(*shlex.split(line)[1:], "--accelerator", "cpu", timeout=300)
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-    shown = page.partition("```text\n")[2].partition("```")[0]
+    shown = PAGE.read_text(encoding="utf-8").partition("```text\n")[2].partition("```")[0]
     last_lines = [[re.sub(r"\d+", "0", line) for line in text.splitlines()[-2:]] for text in (shown, outputs[0])]
     assert last_lines[0] == last_lines[1]
     run_snippets(PAGE, tmp_path)

@@ -1,7 +1,6 @@
 """The main job through its real entry points: train, what it writes, repeat, reload, all ways to give an option."""
 
 import contextlib
-import csv
 import json
 import random
 import re
@@ -14,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from conftest import Command, script
+from conftest import Patch, Refused, Said, rows_of, script
 from filelock import FileLock
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -26,7 +25,7 @@ from data_modules import DATA_SETS, FashionMNISTSample
 from data_modules.augment import AUGMENTATIONS
 from lit_nn import LitClassifier, load_classifier
 from lit_nn.__main__ import main as lightning_cli
-from lit_nn.checkpoint import read_checkpoint
+from lit_nn.checkpoint import CheckpointError, read_checkpoint
 from lit_nn.engine.callbacks import SIGNALS
 from lit_nn.engine.cli import LitCLI
 from lit_nn.engine.configuration import write_yaml
@@ -36,8 +35,6 @@ from lit_nn.losses import LOSSES
 from lit_nn.nets import NETS
 from lit_nn.optim import OPTIMIZERS, SCHEDULES
 
-Patch = pytest.MonkeyPatch
-Said = pytest.CaptureFixture[str]
 train = script("train")
 CPU = ["--accelerator", "cpu"]
 FAST = [*CPU, "--fast_dev_run", "--batch_size", "8"]
@@ -69,11 +66,6 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 def config_of(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def yaml_file(folder: Path, text: str) -> str:
@@ -125,7 +117,11 @@ def test_tensorboard_has_scalars_images_graph_and_hyperparameters(run: Path) -> 
     assert any("_hparams_/session_start_info" in file.summary_metadata for file in files)
 
 
-def test_a_checkpoint_gives_the_reported_accuracy(run: Path) -> None:
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_checkpoint_gives_the_reported_accuracy(averaged: bool, run: Path, tmp_path: Path) -> None:
+    if averaged:
+        assert train([*FEW, "--ema", "0.9", "--lr", "0.02", "--max_epochs", "2", "--run_dir", str(tmp_path)]) == 0
+        run = tmp_path
     path = run / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["settings"]["trainer"]["max_epochs"] == 2
@@ -146,13 +142,12 @@ def test_config_of_a_run_repeats_it_and_another_seed_does_not(run: Path, tmp_pat
         assert (result_of(tmp_path / name)["test_loss"] == result_of(run)["test_loss"]) == (name == "again")
 
 
-def test_lightning_cli_tests_and_predicts_a_checkpoint(run: Path, command: Command, tmp_path: Path) -> None:
-    path, expected = run / "checkpoints" / "best.ckpt", result_of(run)["test_acc"]
-    tested = command("-m", "lit_nn", "test", "--ckpt_path", path, *CPU)
-    assert [float(value) for value in re.findall(r"test_acc\s+[│|]\s+([\d.]+)", tested.stdout)] == [
-        pytest.approx(expected)
-    ]
-    words = ["predict", "--ckpt_path", str(path), *CPU, "--run_dir", str(tmp_path)]
+def test_lightning_cli_tests_and_predicts_a_checkpoint(run: Path, tmp_path: Path, capsys: Said) -> None:
+    path, expected = str(run / "checkpoints" / "best.ckpt"), result_of(run)["test_acc"]
+    assert lightning_cli(["test", "--ckpt_path", path, *CPU]) == 0
+    shown = re.findall(r"test_acc\s+[│|]\s+([\d.]+)", capsys.readouterr().out)
+    assert [float(value) for value in shown] == [pytest.approx(expected)]
+    words = ["predict", "--ckpt_path", path, *CPU, "--run_dir", str(tmp_path)]
     assert lightning_cli(words) == 0
     names = [FashionMNISTSample.class_names[label] for label in FashionMNISTSample().split("test")[1]]
     right = [row["label"] == name for row, name in zip(rows_of(tmp_path / "predictions.csv"), names, strict=True)]
@@ -173,15 +168,10 @@ def test_what_did_not_happen_is_not_in_the_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_every_network_goes_through_the_command(net: str, capsys: Said) -> None:
+def test_every_network_goes_through_the_command(net: str, tmp_path: Path, monkeypatch: Patch, capsys: Said) -> None:
+    monkeypatch.chdir(tmp_path)
     assert train(["--net", net, *FAST]) == 0
     assert "went through" in capsys.readouterr().out
-
-
-def test_the_command_runs_in_a_process_of_its_own(command: Command, tmp_path: Path) -> None:
-    done = command("scripts/train.py", *FAST)
-    assert done.returncode == 0, done.stderr
-    assert not re.search("Tip:|litlogger|Warning", done.stdout + done.stderr)
     assert list(tmp_path.iterdir()) == []  # fast_dev_run writes nothing
 
 
@@ -319,14 +309,12 @@ def test_whatever_is_written_is_read_by_every_reader(tmp_path: Path) -> None:
 # --- around the training ----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_do_not_train_in_one_folder(run: Path, tmp_path: Path, capsys: Said) -> None:
+def test_two_processes_do_not_train_in_one_folder(run: Path, tmp_path: Path, refused: Refused) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
     with FileLock(copy / ".lock"):
-        assert train(["--resume", str(copy), "--max_epochs", "3"]) == 2
-        assert "another process" in capsys.readouterr().err
-    assert train(["--run_dir", str(copy)]) == 2
-    assert "another run" in capsys.readouterr().err
+        assert "another process" in refused(train, ["--resume", str(copy), "--max_epochs", "3"])
+    assert "another run" in refused(train, ["--run_dir", str(copy)])
     assert {path: path.read_bytes() for path in before} == before
     assert train(["--resume", str(copy), "--max_epochs", "3"]) == 0
 
@@ -356,7 +344,7 @@ def test_signals_are_given_back_however_it_ends(
 class OwnNet(torch.nn.Module):
     """A network that the project does not know."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(28 * 28, 10)
 
@@ -378,6 +366,8 @@ def test_a_module_and_a_loader_of_ones_own(tmp_path: Path) -> None:
         with torch.no_grad():
             loaded = load_classifier(tmp_path / "own.ckpt", net=OwnNet())
             assert torch.equal(loaded(images), classifier.eval()(images))
+        with pytest.raises(CheckpointError, match=r"OwnNet.*load_classifier\(path, net=MyNet\(\)\)"):
+            load_classifier(tmp_path / "own.ckpt")
     classifier = LitClassifier(*description, net=OwnNet(), class_weights="balanced")
     with pytest.raises(UsageError, match=r"balanced needs an ImageDataModule.*give a list"):
         trainer.fit(classifier, given)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,8 +21,9 @@ from tqdm import tqdm
 from data_modules.errors import DataError
 from data_modules.files import atomic_path, open_tensor
 from data_modules.images import decode
+from data_modules.images.fit import FITS, fit_to
 
-VERSION = 3  # raise it whenever `prepare_file` gives other pixels: caches of other versions are made again
+VERSION = 4  # raise it whenever `prepare_file` gives other pixels: caches of other versions are made again
 BLOCK = 32  # images per task: few enough for the bar to move, enough for numpy to work on whole arrays
 SAMPLED = 1000  # of so many images at least, and fewer than twice as many, the headers decide on size and channels
 LARGEST_DEFAULT_SIZE = 224  # pixels, what most published networks take
@@ -31,14 +33,16 @@ class Settings(NamedTuple):
     """How images are decoded; None where the images themselves decide."""
 
     channels: int | None = None  # gray if all images that are sampled are gray, else colour
-    image_size: int | None = None  # the median of their shorter sides, at most 224
+    height: int | None = None  # the median of their shorter sides, at most 224
+    width: int | None = None
     levels: int | None = None  # what the largest level of all gray images of more than 8 bits needs
+    fit: int = 0  # place of the way in which they are brought to that size in `FITS`
 
 
 class ImageCache(NamedTuple):
     """Decoded images, in the order of their listing."""
 
-    images: Tensor  # uint8 (N, C, S, S), memory-mapped; black where an image could not be read
+    images: Tensor  # uint8 (N, C, H, W), memory-mapped; black where an image could not be read
     moments: NDArray[np.float32]  # mean and mean square of each image's channels, as numbers from 0 to 1: (N, 2, C)
     digests: NDArray[np.int64]  # fingerprints of each image's file and of its pixels here, (N, 2)
     failures: dict[int, str]  # why an image could not be read, by its row
@@ -114,27 +118,37 @@ def _read(index_path: Path, images_path: Path, key: str) -> ImageCache | None:
 
 
 def _build(paths: list[Path], settings: Settings, key: str, index_path: Path, images_path: Path) -> None:
-    channels, size = settings.channels, settings.image_size
-    if channels is None or size is None:
-        suggested = _suggestion(paths)
-        channels, size = channels or suggested[0], size or suggested[1]
-    shape, folder = (len(paths), channels, size, size), images_path.parent
+    channels, height, width, levels, fit = settings
+    if channels is None or height is None or width is None:
+        suggested, side = _suggestion(paths)
+        channels, height, width = channels or suggested, height or side, width or side
+    shape, folder = (len(paths), channels, height, width), images_path.parent
     needed, free = math.prod(shape), shutil.disk_usage(folder).free
     if needed > free:  # writing to a full disk through a memory map would crash the process
         raise DataError(
-            f"{len(paths):,} images of {size} x {size} pixels need {needed / 1e9:.1f} GB in {folder}, where "
+            f"{len(paths):,} images of {width} x {height} pixels need {needed / 1e9:.1f} GB in {folder}, where "
             f"{free / 1e9:.1f} GB are free; choose a smaller --data.image_size, or name another folder in the "
             "environment variable LIT_NN_CACHE"
         )
     with atomic_path(images_path) as temporary:
-        index = _decode(paths, shape, settings.levels, temporary)
+        index = _decode(paths, shape, levels, FITS[fit], temporary)
     with atomic_path(index_path) as temporary:
         np.savez(temporary, key=key, **index)
 
 
-def _decode(paths: list[Path], shape: tuple[int, ...], levels: int | None, images_path: Path) -> dict[str, Any]:
+def prepare_file(path: Path, size: tuple[int, int], channels: int, levels: int | None, fit: str) -> NDArray[np.uint8]:
+    """Decode an image and bring it to a size (H, W): uint8 (C, H, W); raises what `decode.read_file` raises."""
+    pixels = decode.read_file(path, channels, levels, size)
+    if pixels.shape[1:] == size:
+        return pixels
+    return fit_to(torch.from_numpy(pixels.copy())[None], size, fit)[0].round().to(torch.uint8).numpy()
+
+
+def _decode(
+    paths: list[Path], shape: tuple[int, int, int, int], levels: int | None, fit: str, images_path: Path
+) -> dict[str, Any]:
     """Decode all images into a file, which nothing holds open afterwards; returns what else a cache keeps of them."""
-    count, channels, image_size, _ = shape
+    count, channels, *size = shape
     moments, digests = np.zeros((count, 2, channels), np.float32), np.zeros((count, 2), np.int64)
     failures: dict[int, str] = {}
     deep: dict[int, int] = {}  # levels that gray images of more than 8 bits need, by row
@@ -144,7 +158,7 @@ def _decode(paths: list[Path], shape: tuple[int, ...], levels: int | None, image
         block = np.zeros((len(rows), *shape[1:]), np.uint8)
         for place, row in enumerate(rows):
             try:
-                block[place] = decode.prepare_file(paths[row], image_size, channels, levels)
+                block[place] = prepare_file(paths[row], (size[0], size[1]), channels, levels, fit)
                 digests[row, 0] = decode.digest(paths[row].read_bytes())
             except decode.DeepImageError as error:
                 deep[row] = error.levels

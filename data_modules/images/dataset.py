@@ -22,6 +22,7 @@ from data_modules.errors import DataError, OptionError, require, some
 from data_modules.files import atomic_path
 from data_modules.images.cache import SAMPLED, ImageCache, Settings, cache_folder, cached_images
 from data_modules.images.decode import FORMATS, digest, printable
+from data_modules.images.fit import FITS
 from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, Numbers, among, copies, cut, remembered
 
 
@@ -45,8 +46,8 @@ class ImageFiles(ImageDataModule):
 
     Args:
         data_dir: The folder.
-        image_size: Width and height to which images are scaled and cut, in pixels; None for the median shorter side
-            of about a thousand of the images, at most 224.
+        image_size: Side to which images are brought by ``fit``, in pixels, or [height, width]; None for the median
+            shorter side of about a thousand of the images, at most 224.
         channels: 1 for gray, 3 for colour; None for gray if these thousand are all gray, else colour.
         test_fraction: Share of each class that is held out for the test, if the data set has no test part of its own.
         on_error: What an image that cannot be read does: "stop" (after listing all of them), or "skip".
@@ -63,7 +64,7 @@ class ImageFiles(ImageDataModule):
     def __init__(
         self,
         data_dir: str = "data",
-        image_size: int | None = None,
+        image_size: int | list[int] | None = None,
         channels: int | None = None,
         test_fraction: float = 0.1,
         on_error: Literal["stop", "skip"] = "stop",
@@ -73,11 +74,13 @@ class ImageFiles(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(data_dir, **options)
-        require("image_size", image_size, image_size is None or image_size >= 1, "at least 1")
+        sides: list[Any] = [image_size] * 2 if isinstance(image_size, int | None) else image_size
+        usable = len(sides) == 2 and all(side is None or side >= 1 for side in sides)
+        require("image_size", image_size, usable, "a number of pixels, at least 1, or two: [height, width]")
         require("channels", channels, channels in (None, 1, 3), "1 (gray) or 3 (colour)")
         require("test_fraction", test_fraction, 0 < test_fraction < 1, "between 0 and 1")
         require("on_error", on_error, on_error in ("stop", "skip"), "stop or skip")
-        self.image_size, self.channels = image_size, channels
+        (self.height, self.width), self.channels = sides, channels
         self.test_fraction, self.on_error = test_fraction, on_error
         self._fractions.append(test_fraction)
         require("folds", folds, folds is None or folds >= 2, "at least 2")
@@ -179,10 +182,13 @@ class ImageFiles(ImageDataModule):
     def _images(self) -> ImageCache:
         """The images, decoded, in the order of the listing."""
         files, root, skip = self._listing.files, Path(self.data_dir), self.on_error == "skip"
-        asked, known = Settings(self.channels, self.image_size), self._known_settings()
+        known, fit = self._known_settings(), FITS.index(self.fit)
+        asked = Settings(self.channels, self.height, self.width, None, fit)
         images = cached_images(root, files, asked, skip)
-        given = Settings(images.images.shape[1], images.images.shape[2], images.levels)
-        needed = Settings(*(mine or its for mine, its in zip(asked, known, strict=True)))
+        channels, height, width = images.images.shape[1:]
+        given = Settings(channels, height, width, images.levels, fit)
+        open_yet = [name for name in ("channels", "height", "width", "levels") if getattr(asked, name) is None]
+        needed = asked._replace(**{name: getattr(known, name) for name in open_yet})
         if any(None not in pair and len(set(pair)) > 1 for pair in zip(given, needed, strict=True)):
             images = cached_images(root, files, needed, skip)  # what suits the images has changed since the run began
         if images.failures:
@@ -228,7 +234,7 @@ class ImageFiles(ImageDataModule):
     def _own_parts(self) -> dict[str, Tensor]:
         known, marks = self._known or {}, torch.from_numpy(self._marks)
         now = {split: marks[self.split(split)[2]] for split in SPLITS}
-        own = {"settings": [*self.image_shape[:2], self.levels], "sizes": [*map(len, now.values())]}
+        own = {"settings": [*self.image_shape, self.levels, FITS.index(self.fit)], "sizes": [*map(len, now.values())]}
         parts = super().parts() | {name: known.get(name, torch.tensor(numbers)) for name, numbers in own.items()}
         for split, rows in now.items():
             had = known.get(split, rows[:0])  # older versions knew no groups
@@ -239,7 +245,7 @@ class ImageFiles(ImageDataModule):
     def _marks(self) -> Numbers:
         """Fingerprints of each image's file and pixels, decoded as when the run began, its label, its group: (N, 4)."""
         images, began = self._images, self._known_settings()
-        if self._known and began[:2] != self.image_shape[:2]:
+        if self._known and (*began[:3], began.fit) != (*self.image_shape, FITS.index(self.fit)):
             images = cached_images(Path(self.data_dir), self._listing.files, began, True)
         labels, groups = self._listing.labels, self._listing.groups or [""] * len(self._listing.labels)
         fingerprints = {name: digest(os.fsencode(name)) if name else 0 for name in set(groups)}
@@ -310,10 +316,10 @@ class ImageFiles(ImageDataModule):
 
     def _check_copies(self, labels: Numbers, part: Numbers) -> None:
         """Name identical images of two classes, and what is in two parts, which only the user can have made."""
-        rows, files, size = np.flatnonzero(part >= 0), self._listing.files, self.image_shape[2]
+        rows, files, (_, *size) = np.flatnonzero(part >= 0), self._listing.files, self.image_shape
         sets = [rows[places].tolist() for places in copies(self._marks[rows, 1])]
         for name, values, trouble in (
-            ("two-classes", labels, f"in two classes, the same at {size} x {size} pixels: a label may be wrong"),
+            ("two-classes", labels, f"in two classes, the same at {size[1]} x {size[0]} pixels: a label may be wrong"),
             ("two-parts", part, "in two parts, which makes results look better than they are"),
         ):
             mixed = [same for same in sets if len(set(values[same])) > 1]

@@ -120,22 +120,25 @@ def side_and_gray(path: Path) -> tuple[int, bool]:
     with _opened(path) as image:
         side, gray = min(image.size), image.mode in ("1", "L", "LA", "La") or _is_deep(image)
     if not gray:
-        red, green, blue = prepare_file(path, 32, 3)  # small, and so fast
+        red, green, blue = read_file(path, 3, least=(16, 16))  # small, and so fast
         gray = np.array_equal(red, green) and np.array_equal(green, blue)
     return side, gray
 
 
-def prepare_file(path: Path, image_size: int, channels: int, levels: int | None = 65535) -> NDArray[np.uint8]:
-    """Decode an image, turn it upright, convert it, scale its shorter side to ``image_size`` and cut out the centre.
+def read_file(
+    path: Path, channels: int, levels: int | None = 65535, least: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Decode an image, turn it upright, convert it.
 
     Of an animation or a document the first frame or page counts. What is transparent becomes white, as on a page:
     drawings with a transparent ground are dark as a rule, and would vanish on black.
 
     Args:
         path: An image file.
-        image_size: Width and height of the result in pixels.
         channels: 1 for gray, 3 for red, green and blue.
         levels: Which level is white in gray images of more than 8 bits; None if that is still to be found out.
+        least: Height and width that will do: a JPEG of over twice that is decoded at a half, a quarter or an eighth of
+            its size, which is much faster.
 
     Returns:
         uint8 (C, H, W).
@@ -146,13 +149,13 @@ def prepare_file(path: Path, image_size: int, channels: int, levels: int | None 
             or gray levels beyond ``levels``.
     """
     with _opened(path) as image:
-        # A JPEG far larger than needed is decoded at a half, a quarter or an eighth of its size: much faster.
-        image.draft(None, (2 * image_size, 2 * image_size))
-        return prepare_image(image, image_size, channels, levels)
+        if least:
+            image.draft(None, (2 * max(least), 2 * max(least)))
+        return read_image(image, channels, levels)
 
 
-def prepare_image(image: Image.Image, image_size: int, channels: int, levels: int | None = 65535) -> NDArray[np.uint8]:
-    """Do with an image that is open already what `prepare_file` does with a file; the image itself may change."""
+def read_image(image: Image.Image, channels: int, levels: int | None = 65535) -> NDArray[np.uint8]:
+    """Do with an image that is open already what `read_file` does with a file; the image itself may change."""
     _check_size(image)
     try:
         image.getexif()
@@ -160,11 +163,7 @@ def prepare_image(image: Image.Image, image_size: int, channels: int, levels: in
         pass  # it is broken, but the image can be seen
     else:
         ImageOps.exif_transpose(image, in_place=True)  # a copy of each image would cost a quarter more time
-    converted = _converted(image, "L" if channels == 1 else "RGB", levels)
-    if converted.size != (image_size, image_size):
-        # Crops first, so that a strip of 20,000 x 10 is not scaled to a monster.
-        converted = ImageOps.fit(converted, (image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(converted)  # (H, W) or (H, W, C)
+    pixels = np.asarray(_converted(image, "L" if channels == 1 else "RGB", levels))  # (H, W) or (H, W, C)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 

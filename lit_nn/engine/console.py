@@ -29,11 +29,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong."""
-        hint = ""
-        if unknown := re.search(r"unrecognized arguments: (--?\w+)", message):
-            hint = did_you_mean(unknown[1], self._option_string_actions)
-        elif choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            hint = did_you_mean(choice[1], re.findall(r"[\w.]+", choice[2]))
+        unknown = re.search(r"unrecognized arguments: (--?\w+)", message)
+        hint = did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
         raise UsageError(f"{message}.{hint} All options: {self.prog} --help")
 
 
@@ -53,9 +50,8 @@ def rank() -> int:
 def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
     """Make a program of a function that takes the words of a command line; it gives the exit status. A decorator.
 
-    What a user can cause ends in one message instead of a traceback. Such an error has an ``exit_status``: 2 if what
-    was typed cannot be done, 1 if something else went wrong, any other if nothing did. All other errors keep their
-    traceback; of those of the operating system, file and line.
+    An error with an ``exit_status`` ends in one message: 2 if what was typed cannot be done, 1 if something else went
+    wrong, any other if nothing did. Others keep their traceback; of those of the operating system, file and line.
     """
 
     @functools.wraps(main)
@@ -71,12 +67,11 @@ def command(main: Callable[[list[str]], None]) -> Callable[..., int]:
                 raise
             return _end(130, "Interrupted.")
         except Exception as error:
-            status = getattr(error, "exit_status", None)
-            if os.environ.get("LIT_NN_DEBUG") == "1" or (status is None and not isinstance(error, OSError)):
+            status = getattr(error, "exit_status", 1 if isinstance(error, OSError) else None)
+            if os.environ.get("LIT_NN_DEBUG") == "1" or status is None:
                 raise
-            if status is None:
-                return _end(1, f"error: {error} ({place(error)})")
-            return _end(int(status), f"error: {error}" if status in (1, 2) else str(error))
+            text = str(error) if hasattr(error, "exit_status") else f"{error} ({place(error)})"
+            return _end(int(status), f"error: {text}" if status in (1, 2) else text)
         return 0
 
     return program
@@ -102,10 +97,10 @@ def _end(status: int, text: str) -> int:
 
 def _print_any_name() -> None:
     """Let every file's name be printed, also where the output goes to a file or a pipe in an old encoding."""
+    encoding = {} if "PYTHONIOENCODING" in os.environ else {"encoding": "utf-8"}
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and not stream.isatty():
-            chosen = "PYTHONIOENCODING" in os.environ  # by the user
-            stream.reconfigure(errors="backslashreplace", **({} if chosen else {"encoding": "utf-8"}))
+            stream.reconfigure(errors="backslashreplace", **encoding)
 
 
 def quieten() -> None:
@@ -122,16 +117,15 @@ def quieten() -> None:
 def help_text(program: str, what: str) -> str:
     """The help of a command that takes the flat flags."""
     folder = Path(__file__).parents[1] / "nets"
-    found = [path.stem for pattern in ("*.py", "*/*.py") for path in sorted(folder.glob(pattern), key=str)]
-    names = {
-        "{nets}": ", ".join(name for name in found if name not in ("__init__", "pretrained", "nested", "layers")),
-        "{augment}": "flip_alternating, flip, translate, brightness_contrast, cutout, cutmix, mixup",
-    }
+    files = [path.stem for pattern in ("*.py", "*/*.py") for path in sorted(folder.glob(pattern), key=str)]
+    nets = ", ".join(name for name in files if name not in ("__init__", "pretrained", "nested", "layers"))
+    augment = (
+        "flip_alternating, flip, translate, crop, vertical_flip, quarter_turn, rotate, trivial, color, erase, "
+        "brightness_contrast, cutout, cutmix, mixup"
+    )
     lines = [f"usage: {program} [--NAME VALUE ...]", "", what, "", "options (default in brackets):"]
     for flag in FLAGS:
-        text = f"--{flag.name:<18} {flag.help} [{flag.default}]"
-        for mark, value in names.items():
-            text = text.replace(mark, value)
+        text = f"--{flag.name:<18} {flag.help.format(nets=nets, augment=augment)} [{flag.default}]"
         lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent=" " * 23)
     return "\n".join(lines) + (
         "\n\nEach is short for a dotted option of the LightningCLI, which may be given as well (--model.lr is --lr).\n"

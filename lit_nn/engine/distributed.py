@@ -1,8 +1,4 @@
-"""Several processes that are one run: who has started them, and how such a run is continued.
-
-Sharing out the work is Lightning's and PyTorch's part, and so is the end: when one process dies, torchrun, SLURM or
-Lightning ends the others.
-"""
+"""Several processes that are one run: who has started them, and how such a run is continued."""
 
 import os
 import shlex
@@ -16,17 +12,14 @@ if TYPE_CHECKING:
 
 
 def launcher() -> "ClusterEnvironment | None":
-    """What has started this process and the others of its run, if that is torchrun or SLURM.
-
-    Lightning would requeue a SLURM job itself and continue from a checkpoint of its own; here
-    ``scripts/slurm/train.sbatch`` requeues it, and the run folder is what it continues from.
-    """
+    """What has started this process and the others of its run, if that is torchrun or SLURM."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     try:
+        # Not requeued by Lightning, with a checkpoint of its own, but by scripts/slurm/train.sbatch.
         return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None
     except RuntimeError as error:  # SLURM was not told how many tasks a node gets
         raise UsageError(str(error)) from error

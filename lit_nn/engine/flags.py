@@ -21,10 +21,11 @@ class Flag:
 
 
 FLAGS = [
-    Flag("net", "model.net", "lenet", "network: {nets}, or torchvision/NAME (for instance torchvision/resnet18)"),
+    Flag("net", "model.net", "lenet", "network: {nets}, torchvision/NAME or timm/NAME"),
     Flag("data", "data", "fashion_mnist_sample", f"data set: {', '.join(DATA_SETS)}"),
     Flag("data_dir", "data.data_dir", "data", "folder of the data set; what is downloaded goes there"),
     Flag("batch_size", "data.batch_size", "128", "training images per step and process"),
+    Flag("fit", "data.fit", "crop", "how an image becomes one of the model's size: crop, pad (show all of it), squash"),
     Flag("augment", "data.augment", "default", "changes to training images, joined by commas, or none: {augment}"),
     Flag("max_epochs", "trainer.max_epochs", "20", "times that the training goes through all training images"),
     Flag("lr", "model.lr", "0.003", "learning rate, the highest one of the schedule"),
@@ -35,7 +36,17 @@ FLAGS = [
     Flag("label_smoothing", "model.label_smoothing", "0.0", "share of the target spread evenly over all classes"),
     Flag("class_weights", "model.class_weights", "none", 'in the loss: none, balanced, or a list: "[1, 2.5]"'),
     Flag("init", "model.init", "default", "how the weights start, for instance kaiming_normal (lit_nn/initialise.py)"),
-    Flag("init_from", "init_from", "null", "checkpoint whose weights are taken where names and shapes agree", str),
+    Flag(
+        "weights",
+        "model.weights",
+        "none",
+        "to start with: default, a published tag, or a file (.pth, .safetensors, ...)",
+    ),
+    Flag(
+        "backbone_lr", "model.backbone_lr", "null", "factor of the lr for all layers but the last [0.1 with --weights]"
+    ),
+    Flag("freeze_epochs", "model.freeze_epochs", "0", "epochs in which only the last layer learns; -1: all"),
+    Flag("cache_features", "cache_features", "false", "compute once what a frozen network sees in each image", bool),
     Flag("accelerator", "trainer.accelerator", "auto", "cpu, gpu, mps, tpu, or auto: the best one that is here"),
     Flag("devices", "trainer.devices", "auto", "how many of them, or which"),
     Flag("num_nodes", "trainer.num_nodes", "1", "how many machines"),
@@ -44,38 +55,32 @@ FLAGS = [
     Flag("precision", "trainer.precision", "32-true", "number format: 32-true, bf16-mixed, 16-mixed"),
     Flag("channels_last", "model.channels_last", "false", "order of memory that wide convolutions compute faster in"),
     Flag("compile", "compile", "false", "compile the network; pays for itself on a GPU or in a long run", bool),
-    Flag("flip_in_eval", "model.flip_in_eval", "false", "outside of training, classify each image mirrored too"),
+    Flag(
+        "flip_in_eval",
+        "model.flip_in_eval",
+        "false",
+        "outside of training, classify each image mirrored too; both: upside down, too",
+    ),
     Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation; true: any"),
     Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),
     Flag("ema", "ema", "null", "decay of a moving average (0.99 to 0.9999) to use instead of the weights", float),
     Flag("monitor", "model.monitor", "val_acc", "what is best: val_acc, val_loss, val_balanced_acc, val_f1"),
     Flag("early_stopping", "early_stopping", "null", "stop when that has not improved for so many epochs", int),
     Flag("run_dir", "run_dir", "runs/DATA-NET/TIME", "folder that gets everything the run writes", str),
-    Flag(
-        "resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, last or best of the latest run", str
-    ),
+    Flag("resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, or last or best of the latest", str),
     Flag("save_every_steps", "save_every_steps", "null", "save last.ckpt inside an epoch too, every N steps", int),
     Flag("save_every_minutes", "save_every_minutes", "null", "and every N minutes", float),
     Flag("fast_dev_run", "trainer.fast_dev_run", "false", "one batch of everything and no files: does it work?"),
     Flag("config", "config", "null", "YAML file with values for any options; flags win over it"),
 ]
-SYNONYMS = {  # what other programs call an option, and what it is called here
-    "learning_rate": "lr",
-    "epochs": "max_epochs",
-    "batch": "batch_size",
-    "model": "net",
-    "network": "net",
-    "dataset": "data",
-    "gpus": "devices",
-}
+SYNONYMS = {"learning_rate": "lr", "model": "net", "gpus": "devices"}  # what other programs call an option
 
 
 def unknown_option(name: str, allowed: Sequence[str], script: str = "train", cutoff: float = 0.5) -> str:
     """The message about an option that a script does not have; "" if none is as alike as ``NEARLY`` asks."""
     hint = f" Did you mean {SYNONYMS[name]}?" if name in SYNONYMS else did_you_mean(name, allowed, cutoff)
-    if not hint and cutoff == NEARLY:
-        return ""
-    return f"unknown option '{name}'.{hint} All options: python scripts/{script}.py --help"
+    nothing = not hint and cutoff == NEARLY
+    return "" if nothing else f"unknown option '{name}'.{hint} All options: python scripts/{script}.py --help"
 
 
 def to_dotted(argv: Sequence[str]) -> list[str]:
@@ -86,21 +91,19 @@ def to_dotted(argv: Sequence[str]) -> list[str]:
     options = {"-c": "--config", **{f"--{flag.name}": f"--{flag.option}" for flag in FLAGS}}
     known, flat = {*options, *options.values(), "--model"}, [flag.name for flag in FLAGS]
     switches = {f"--{flag.option}" for flag in FLAGS if flag.default == "false"}  # need no value
-    words: list[str] = []
-    waiting = False  # whether the last word is an option that takes the next word as its value
+    words = [""]
     for word in argv:
         if (shown := word.encode(errors="replace").decode()) != word:
             raise UsageError(f"'{shown}' is not UTF-8, as config.yaml is; rename it, or give a link with another name")
-        if waiting and not word.startswith("-" if words[-1] in switches else "--"):
+        waits = words[-1].startswith("-") and "=" not in words[-1]  # the last word does, for its value
+        if waits and not word.startswith("-" if words[-1] in switches else "--"):
             words[-1] += f"={word}"
-            waiting = False
             continue
-        name, equals, value = word.partition("=")
+        name, equals, value = word.replace("--data.init_args.", "--data.", 1).partition("=")
         if name.startswith("--") and name not in known and (text := unknown_option(name[2:], flat, cutoff=NEARLY)):
             raise UsageError(text)  # at once; the parser knows the other names
         words.append(options.get(name, name) + equals + value)
-        waiting = name.startswith("-") and not equals and name not in ("-h", "--help", "--print_config")
-    words = [_with_data_class(f"{word}=true" if word in switches else word) for word in words]
+    words = [_with_data_class(f"{word}=true" if word in switches else word) for word in words[1:]]
     return sorted(words, key=lambda word: (not word.startswith("--config="), not word.startswith("--data=")))
 
 

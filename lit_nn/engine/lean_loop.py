@@ -22,17 +22,9 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 NOT_CALLED = (  # by the plain step below: where somebody defines one of them, Lightning's own step is taken
-    "on_before_batch_transfer",
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "optimizer_step",
-    "optimizer_zero_grad",
-    "backward",
-    "configure_gradient_clipping",
-    "lr_scheduler_step",
+    *("on_before_batch_transfer", "on_train_batch_start", "on_before_zero_grad", "on_before_backward"),
+    *("on_after_backward", "on_before_optimizer_step", "optimizer_step", "optimizer_zero_grad", "backward"),
+    *("configure_gradient_clipping", "lr_scheduler_step"),
 )
 
 
@@ -40,7 +32,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
     """Takes the same steps as Lightning's loop, to the last bit, with a fraction of the work around them.
 
     That is for plain steps on one device. Lightning's own are taken where several processes work together, gradients
-    are accumulated, clipped or scaled, a profiler is asked for, or something is hooked into the middle of a step.
+    are accumulated, clipped or scaled, something is validated inside an epoch or hooked into the middle of a step.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -52,32 +44,27 @@ class LeanEpochLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Find out, once in an epoch, whether its steps are plain ones, and who wants to hear when one has ended."""
         super().on_run_start(data_fetcher)
-        trainer = self.trainer
+        trainer, precision, schedules = self.trainer, self.trainer.precision_plugin, self.trainer.lr_scheduler_configs
         callbacks = cast(list[Callback], trainer.callbacks)
         owners: list[tuple[object, type]] = [(callback, Callback) for callback in callbacks]
         owners += [(trainer.lightning_module, L.LightningModule), (trainer.datamodule, L.LightningDataModule)]
+        self._schedules = [schedule for schedule in schedules if schedule.interval == "step"]
+        self._listeners = [callback for callback in callbacks if _defines(callback, "on_train_batch_end", Callback)]
+        self._context = nullcontext if type(precision) is Precision else precision.train_step_context
         self._plain = (
             type(trainer.strategy) is SingleDeviceStrategy  # others wrap the network, or do more in a step
             and trainer.lightning_module.automatic_optimization
             and trainer.accumulate_grad_batches == 1
-            and all(config.frequency == 1 for config in trainer.lr_scheduler_configs)
+            and trainer.check_val_every_n_epoch is not None
+            and (trainer.val_check_batch or 0) >= trainer.num_training_batches  # nothing is validated inside an epoch
+            and all(schedule.frequency == 1 for schedule in schedules)
+            and not any(schedule.reduce_on_plateau for schedule in self._schedules)
             and not trainer.gradient_clip_val
-            and not getattr(trainer.precision_plugin, "scaler", None)
+            and not getattr(precision, "scaler", None)
             and isinstance(trainer.profiler, PassThroughProfiler)
             and not any(_defines(owner, hook, base) for owner, base in owners for hook in NOT_CALLED)
             and trainer.strategy.model is trainer.lightning_module
         )
-        precision = trainer.precision_plugin
-        self._context = nullcontext if type(precision) is Precision else precision.train_step_context
-        self._listeners = [callback for callback in callbacks if _defines(callback, "on_train_batch_end", Callback)]
-        validates_inside = (
-            trainer._val_check_time_interval is not None
-            or trainer.check_val_every_n_epoch is None
-            or (trainer.val_check_batch or 0) < trainer.num_training_batches
-        )
-        plateau_by_step = any(c.reduce_on_plateau and c.interval == "step" for c in trainer.lr_scheduler_configs)
-        inside_is_plain = self._plain and not validates_inside and not plateau_by_step
-        self._uneventful_steps = trainer.num_training_batches - 1 if inside_is_plain else 0
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Take one step."""
@@ -94,10 +81,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
         batch = data.on_after_batch_transfer(batch, 0)
         progress.increment_ready()
-        # As connector.on_batch_start does, which first asks the Trainer whose results these are.
-        connector._first_loop_iter = connector._first_loop_iter is None
-        results = self._results
-        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        connector.on_batch_start(batch)
         connector._current_fx = None  # self.log sets it
         progress.increment_started()
 
@@ -117,7 +101,10 @@ class LeanEpochLoop(_TrainingEpochLoop):
         optimizer.step()
         optimizer_progress.step.increment_completed()
         progress.increment_processed()
-        self._step_schedules()
+        for schedule in self._schedules:
+            self.scheduler_progress.increment_ready()
+            schedule.scheduler.step()
+            self.scheduler_progress.increment_completed()
 
         outputs = {**step, "loss": loss.detach()} if isinstance(step, dict) else {"loss": loss.detach()}
         attributes["_current_fx_name"] = "on_train_batch_end"
@@ -128,34 +115,26 @@ class LeanEpochLoop(_TrainingEpochLoop):
         if connector._current_fx is not None:  # something was logged in this step
             connector.on_batch_end()
         else:
-            results.batch = None  # or it would lie on the device beside the next one
+            self._results.batch = None  # or it would lie on the device beside the next one
         if connector.should_update_logs:
             connector.update_train_step_metrics()
         progress.increment_completed()
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        """Do what may follow a step: nothing, if it was a plain one inside an epoch that is validated at its end."""
+        """Do what may follow a step: nothing, if it was a plain one inside an epoch."""
         trainer, progress = self.trainer, self.batch_progress
-        uneventful = (
-            progress.current.ready <= self._uneventful_steps
-            and not progress.is_last_batch
-            and not trainer.should_stop
-            and not trainer.received_sigterm
-            and not self.restarting
-            and not self._skip_next_val
-        )
-        if uneventful:
-            self._batches_that_stepped += 1
-        else:
+        if (
+            not self._plain
+            or progress.is_last_batch
+            or progress.current.ready >= trainer.num_training_batches
+            or trainer.should_stop
+            or trainer.received_sigterm
+            or self.restarting
+            or self._skip_next_val
+        ):
             super().on_advance_end(data_fetcher)
-
-    def _step_schedules(self) -> None:
-        """Move the schedules that go by steps, as `update_lr_schedulers` does."""
-        for config in self.trainer.lr_scheduler_configs:
-            if config.interval == "step" and not config.reduce_on_plateau:
-                self.scheduler_progress.increment_ready()
-                config.scheduler.step()
-                self.scheduler_progress.increment_completed()
+        else:
+            self._batches_that_stepped += 1
 
 
 def _defines(owner: object, hook: str, base: type) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,31 +11,29 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_nn.checkpoint import CHECKPOINT_FORMAT, read_checkpoint, save_checkpoint, versions
 from lit_nn.classifier import LitClassifier
+from lit_nn.optim import ProgressLR
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Has the Trainer write checkpoints completely or not at all, and read plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint`` to ``path``; see `lit_nn.checkpoint.save_checkpoint`."""
         save_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU, whatever the arguments say; see `lit_nn.checkpoint.read_checkpoint`."""
-        return read_checkpoint(path)
+        return read_checkpoint(path)  # onto the CPU, whatever the arguments say
 
 
 class RunState(Callback):
     """Puts into a checkpoint what else decides the future of a run, and takes it from there; and where it comes from.
 
-    The former is the state of every random generator, and the metrics so far, of each process; the latter are the
-    settings (plain values), the parts of the data, metrics, versions and commit.
+    That is the state of every random generator and the metrics so far, of each process; and settings (plain values),
+    the parts of the data, metrics, versions and commit.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -56,13 +55,11 @@ class RunState(Callback):
             own, states = states[0], [None] * trainer.world_size
             torch.distributed.all_gather_object(states, own)
         checkpoint["processes"] = states
-        checkpoint["images_per_step"] = images_per_step(trainer, pl_module)
-        checkpoint["images_per_batch"] = images_per_batch(trainer, pl_module)
+        batch = images_per_batch(trainer, pl_module)
+        checkpoint |= {"images_per_batch": batch, "images_per_step": batch * trainer.accumulate_grad_batches}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states until the training starts."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            return
         self._restored = dict(checkpoint)
         for callback in trainer.early_stopping_callbacks:  # its patience is an option, not a state
             if state := checkpoint["callbacks"].get(callback.state_key):
@@ -78,18 +75,17 @@ class RunState(Callback):
         loop._restarting = False  # or a plateau schedule would miss the end of this epoch
         if loop.restarted_on_epoch_start:
             loop.epoch_progress.current.ready += 1  # Lightning has counted it back, and will not count it again
-        ratio = checkpoint["images_per_step"] / images_per_step(trainer, pl_module)
-        before = checkpoint["processes"]
+        batch, before = images_per_batch(trainer, pl_module), checkpoint["processes"]
+        ratio = checkpoint["images_per_step"] / (batch * trainer.accumulate_grad_batches)
+        same_batches = ratio == 1 and checkpoint.get("images_per_batch", batch) == batch
         same_processes = len(before) == trainer.world_size
         if not same_processes and trainer.is_global_zero:
             print(f"It had {len(before)} processes, now {trainer.world_size}: not the same numbers to the last bit.")
-        batch = images_per_batch(trainer, pl_module)
-        same_batches = ratio == 1 and checkpoint.get("images_per_batch", batch) == batch
         if loop.restarted_mid_epoch and same_batches:
             if same_processes:
-                restore_metric_state(pl_module, before[trainer.global_rank]["metrics"])
+                restore_metric_state(pl_module, [before[trainer.global_rank]["metrics"]])
             elif trainer.is_global_zero:  # metrics are sums: it does not matter who has them
-                restore_metric_state(pl_module, _sum([process["metrics"] for process in before]))
+                restore_metric_state(pl_module, [process["metrics"] for process in before])
         else:
             if loop.restarted_mid_epoch and trainer.is_global_zero:
                 print("The batches are not those of before: the epoch starts again from its first image.")
@@ -109,11 +105,6 @@ def images_per_batch(trainer: L.Trainer, classifier: LitClassifier) -> int:
     return min(classifier.data.batch_size * trainer.world_size, len(classifier.data.split("train")[2]))
 
 
-def images_per_step(trainer: L.Trainer, classifier: LitClassifier) -> int:
-    """Images behind one optimizer step, over all processes."""
-    return images_per_batch(trainer, classifier) * trainer.accumulate_grad_batches
-
-
 def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_before: float, ratio: float) -> None:
     """Let the options of now win over those that optimizer and schedule have brought from the checkpoint.
 
@@ -121,50 +112,45 @@ def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_befor
     are counted in steps of now.
     """
     classifier.on_train_start()  # tells it the number of steps, on which the learning rate depends
-    fresh = classifier.configure_optimizers()
-    schedule, new_schedule = trainer.lr_scheduler_configs[0].scheduler, cast(Any, fresh["lr_scheduler"])["scheduler"]
-    optimizer, fresh_optimizer = trainer.optimizers[0], fresh["optimizer"]
-    groups = optimizer.param_groups
-    for group, new in zip(groups, fresh_optimizer.param_groups, strict=True):
-        changing = {"params", "lr"} if classifier.hparams["lr"] == lr_before else {"params"}
+    fresh: Any = classifier.configure_optimizers()
+    schedule, fresh_schedule = trainer.lr_scheduler_configs[0].scheduler, fresh["lr_scheduler"]["scheduler"]
+    optimizer, changing = trainer.optimizers[0], {"params", *(["lr"] if classifier.hparams["lr"] == lr_before else [])}
+    for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
         group.update({name: value for name, value in new.items() if name not in changing})
         on_device = group.get("fused") or group.get("capturable")  # where it wants to find the number of its steps
         for weight in group["params"]:
             if "step" in (state := optimizer.state[weight]):
                 state["step"] = state["step"].to(weight.device if on_device else "cpu")
-    if isinstance(schedule, LambdaLR):
-        schedule.base_lrs = new_schedule.base_lrs
+    if isinstance(schedule, ProgressLR):
+        schedule.base_lrs = fresh_schedule.base_lrs
         schedule.last_epoch = round(schedule.last_epoch * ratio)
-        for group, base_lr, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group["lr"] = base_lr * factor(schedule.last_epoch)
+        for group, lr in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
+            group["lr"] = lr
     elif isinstance(schedule, ReduceLROnPlateau):
         for name in ("factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lrs", "eps"):
-            setattr(schedule, name, getattr(new_schedule, name))
+            setattr(schedule, name, getattr(fresh_schedule, name))
 
 
 def git_commit() -> str:
     """Commit of this project, with "+changes" if something is not committed; "" if no repository has its files."""
-    describe = ["describe", "--always", "--abbrev=40", "--dirty=+changes", "--match="]
+    here, describe = Path(__file__), ["describe", "--always", "--abbrev=40", "--dirty=+changes", "--match="]
+    git = partial(subprocess.run, capture_output=True, encoding="utf-8", check=True, cwd=here.parent)
     try:  # first whether the repository knows this file: the project may be installed below somebody's own
-        for words in (["ls-files", "--error-unmatch", Path(__file__).name], describe):
-            done = subprocess.run(
-                ["git", *words], capture_output=True, encoding="utf-8", check=True, cwd=Path(__file__).parent
-            )
+        git(["git", "ls-files", "--error-unmatch", here.name])
+        return git(["git", *describe]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
 
 
 def random_state() -> dict[str, Any]:
     """State of every random generator of this process, as tensors and plain values."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, *others = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "mps": torch.mps.get_rng_state() if torch.mps.is_available() else None,
-        "python": [version, list(words), gauss],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *others],
     }
 
 
@@ -175,31 +161,21 @@ def restore_random_state(state: dict[str, Any]) -> None:
         saved = state.get(device.__name__.rpartition(".")[2])
         if saved is not None and device.is_available():
             device.set_rng_state(saved)
-    version, words, gauss = state["python"]
+    version, words, gauss = state["python"]  # tuples once; lists in older files
     random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    kind, keys, *others = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *others))
 
 
 def metric_state(classifier: LitClassifier) -> dict[str, dict[str, Tensor]]:
     """Training metrics of the epoch so far."""
-    return {
-        name: {key: value.detach().clone() for key, value in cast(dict[str, Tensor], metric.metric_state).items()}
-        for name, metric in classifier.train_metrics.by_name.items()
-    }
+    states = {name: cast(dict[str, Tensor], m.metric_state) for name, m in classifier.train_metrics.by_name.items()}
+    return {name: {key: value.detach().clone() for key, value in state.items()} for name, state in states.items()}
 
 
-def _sum(states: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
-    """Metrics of all processes together."""
-    first = states[0]
-    return {
-        name: {key: torch.stack([state[name][key] for state in states]).sum(0) for key in first[name]} for name in first
-    }
-
-
-def restore_metric_state(classifier: LitClassifier, state: dict[str, dict[str, Tensor]]) -> None:
-    """Set them to what `metric_state` gave."""
-    for name, values in state.items():
-        metric = getattr(classifier.train_metrics, name)
-        for key, value in values.items():
-            setattr(metric, key, value.to(metric.device))
+def restore_metric_state(classifier: LitClassifier, states: list[dict[str, dict[str, Tensor]]]) -> None:
+    """Set them to what `metric_state` gave, in several processes to the sum of it."""
+    for name in states[0]:
+        metric = classifier.train_metrics.by_name[name]
+        for key in states[0][name]:
+            setattr(metric, key, sum(state[name][key] for state in states).to(metric.device))  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
@@ -18,16 +19,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
+from data_modules.base import SPLITS
 from data_modules.files import atomic_path
 from data_modules.images.parts import among
-from lit_nn.checkpoint import init_from, read_checkpoint
+from lit_nn.checkpoint import CheckpointError, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
 from lit_nn.engine.cli import DESCRIPTION, LitCLI
 from lit_nn.engine.configuration import flat, write_yaml
 from lit_nn.engine.lean_loop import LeanEpochLoop
-from lit_nn.engine.previous_run import NothingToDo, PreviousRun
-from lit_nn.errors import UsageError, brief
+from lit_nn.engine.previous_run import PreviousRun
+from lit_nn.errors import Ended, UsageError, brief
 from lit_nn.nets import count_parameters
 
 HINTS = {  # to errors of torch and Lightning that are only seen when steps are taken
@@ -43,31 +45,23 @@ HINTS = {  # to errors of torch and Lightning that are only seen when steps are 
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process has exited")
 
 
-class TrainingError(Exception):
-    """A training cannot go on; the message says where and why."""
-
-    exit_status = 1
-
-
 @contextlib.contextmanager
 def running(cli: LitCLI) -> Iterator[None]:
     """Prepare a stage, hold the run folder meanwhile, and say shortly what goes wrong that a user can mend."""
-    trainer, lock = cli.trainer, None
+    trainer = cli.trainer
     try:
-        if cli.stage == "fit":
-            if cli.run_dir is not None and trainer.is_global_zero:
-                lock = _hold(cli.run_dir)
-            _prepare_training(cli)
-        elif changes := cli.datamodule.part_changes():
-            rank_zero_only(print)(changes)
-        yield
+        with _held(cli.run_dir if trainer.is_global_zero else None):
+            if cli.stage == "fit":
+                _prepare_training(cli)
+            elif changes := cli.datamodule.part_changes():
+                rank_zero_only(print)(changes)
+            yield
     except FloatingPointError as error:
         if cli.stage != "fit":
-            raise TrainingError(str(error)) from error
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        saved = cli.checkpoints is not None and cli.checkpoints.last.exists()
-        good = f"{cli.checkpoints.last} is from before." if cli.checkpoints and saved else "Nothing had been saved."
-        raise TrainingError(
+            raise Ended(str(error)) from error
+        lr, last = trainer.optimizers[0].param_groups[0]["lr"], cli.checkpoints.last if cli.checkpoints else None
+        good = f"{last} is from before." if last and last.exists() else "Nothing had been saved."
+        raise Ended(
             f"{error} (step {trainer.global_step}, learning rate {lr:.3g}). {good} Try a lower --lr, or --clip_grad 1"
         ) from error
     except MisconfigurationException as error:  # some options are only found not to fit together now
@@ -75,7 +69,7 @@ def running(cli: LitCLI) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError) as error:
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text:
-            raise TrainingError(
+            raise Ended(
                 f"the memory of {trainer.strategy.root_device} is full with batches of {cli.datamodule.batch_size} "
                 "images; give a smaller --batch_size, which --trainer.accumulate_grad_batches makes up for"
             ) from error
@@ -85,61 +79,68 @@ def running(cli: LitCLI) -> Iterator[None]:
         is_gone = isinstance(error, torch.distributed.DistError) or any(word in text for word in PEER_IS_GONE)
         if trainer.world_size > 1 and is_gone:
             how = f" {distributed.to_continue(cli.run_dir)}" if cli.run_dir else ""
-            raise TrainingError(f"another process of this run has died (killed? out of memory?).{how}") from error
+            raise Ended(f"another process of this run has died (killed? out of memory?).{how}") from error
         raise
-    finally:
-        if lock is not None:
-            lock.release()
 
 
-def _hold(folder: Path) -> FileLock | None:
-    """Keep other processes from training in the same folder, as long as this one lives."""
+@contextlib.contextmanager
+def _held(folder: Path | None) -> Iterator[None]:
+    """Keep other processes from training in the same folder meanwhile, or as long as this one lives."""
+    if folder is None:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UsageError(
-            f"{folder} is being trained by another process; wait for it, or give another --run_dir"
-        ) from error
-    except NotImplementedError:  # a file system without locks
-        return None
-    return lock
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(folder / ".lock", timeout=0))
+        except Timeout as error:
+            text = f"{folder} is being trained by another process; wait for it, or give another --run_dir"
+            raise UsageError(text) from error
+        except NotImplementedError:
+            pass  # a file system without locks
+        yield
 
 
 def _prepare_training(cli: LitCLI) -> None:
     """Say what will be trained and what is different in a continued run, write down the configuration."""
-    trainer, model, data, config = cli.trainer, cli.model, cli.datamodule, cli.config
+    trainer, model, data, config, previous = cli.trainer, cli.model, cli.datamodule, cli.config, cli.previous
     trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer)
-    if cli.previous is not None and cli.previous.path is not None:
-        _continue(cli, cli.previous)
-    elif config.init_from:
-        config.init_from = os.path.expanduser(config.init_from)  # noqa: PTH111 (from YAML)
-        rank_zero_only(print)(init_from(model.net, config.init_from))
+    if previous is not None and previous.path is not None:
+        _continue(cli, previous)
+    elif model.account:
+        rank_zero_only(print)(model.account)
     if config.compile:
         model.net.compile()  # in place: the names of its weights stay, and a checkpoint does not know of it
     if not trainer.is_global_zero:
         return
     data.prepare_data()  # the other processes wait for this one
-    parts = [f"{len(data.split(part)[2]):,} {part}" for part in ("train", "val", "test")]
+    parts = ", ".join(f"{len(data.split(part)[2]):,} {part}" for part in SPLITS)
     print(
-        f"{model.net_name} ({count_parameters(model.net):,} parameters) on "
-        f"{cli.data_name} ({', '.join(parts)} images, {len(data.class_names)} classes)"
+        f"{model.net_name} ({count_parameters(model.net):,} parameters) on {cli.data_name} "
+        f"({parts} images, {len(data.class_names)} classes)"
     )
     if changes := data.part_changes():
         print(changes)
-    if config.init_from and cli.previous is None and (tested := data.parts().get("test")) is not None:
-        had = read_checkpoint(config.init_from).get("parts", {})
+    height, width = model.image_shape[1:]
+    if min(height, width) >= 64 and model.net_size and 2 * max(model.net_size) <= min(height, width):
+        print(
+            f"{model.net_name} looks at images of {width} x {height} pixels at {model.net_size[1]} x "
+            f"{model.net_size[0]}; for photographs: --config configs/photos_minute.yaml or configs/photos_best.yaml"
+        )
+    if model.account and (tested := data.parts().get("test")) is not None:
+        had: dict[str, torch.Tensor] = {}
+        with contextlib.suppress(CheckpointError):  # other weights do not say what they were trained on
+            had = read_checkpoint(os.path.expanduser(config.model.weights)).get("parts", {})  # noqa: PTH111
         seen = [had[part].numpy() for part in ("train", "val") if part in had]
         if seen and (count := among(tested.numpy(), np.concatenate(seen)).sum()):
             print(
-                f"warning: {config.init_from} was trained on {count} of the images that are to be tested, or on their "
-                "groups, so the test will look better than it is; give --seed and --data.test_fraction of that run, or "
-                "lay out a test part"
+                f"warning: {config.model.weights} was trained on {count} of the images that are to be tested, or on "
+                "their groups, so the test will look better than it is; give --seed and --data.test_fraction of that "
+                "run, or lay out a test part"
             )
     if cli.run_dir is not None:
-        if cli.previous is not None:
-            cli.previous.copy_to(cli.run_dir)
+        if previous is not None:
+            previous.copy_to(cli.run_dir)
         write_yaml(cli.plain_config(), cli.run_dir / "config.yaml")
 
 
@@ -149,23 +150,22 @@ def _continue(cli: LitCLI, previous: PreviousRun) -> None:
     if reason := previous.is_complete(cli.trainer):
         epochs, result = previous.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
         if not cli.tests or (result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs):
-            raise NothingToDo(f"Nothing left to do: the run ended after {reason}.")
+            raise Ended(f"Nothing left to do: the run ended after {reason}.", exit_status=0)
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
 
 
 def test_best(cli: LitCLI) -> None:
     """Test the best checkpoint, write result.json, say what came out and what to type next."""
-    trainer, model, run_dir, checkpoints = cli.trainer, cli.model, cli.run_dir, cli.checkpoints
-    epochs, seconds = trainer.current_epoch, checkpoints.seconds if checkpoints else 0.0
+    trainer, model, run_dir, checkpoints, best = cli.trainer, cli.model, cli.run_dir, cli.checkpoints, None
+    epochs, seconds = trainer.current_epoch, 0.0
     validated: dict[str, Any] = dict(trainer.callback_metrics)
     if isinstance(trainer.strategy, FSDPStrategy):
         model = LitClassifier(**model.hparams)  # it has taken the trained one apart
     if checkpoints:
-        run_dir = checkpoints.folder.parent  # the first process's
-        best = checkpoints.folder / "best.ckpt"
+        run_dir, best = checkpoints.folder.parent, checkpoints.folder / "best.ckpt"  # the first process's
+        seconds = checkpoints.seconds
         if not best.exists():
-            text = f"No validation has chosen a best.ckpt to test; {checkpoints.last} has the weights."
-            rank_zero_only(print)(text)
+            rank_zero_only(print)(f"No validation has chosen a best.ckpt to test; {checkpoints.last} has the weights.")
             return
         found = read_checkpoint(best)
         model.load_state_dict(found["state_dict"])
@@ -176,19 +176,11 @@ def test_best(cli: LitCLI) -> None:
     if run_dir is None:
         print("fast_dev_run: one batch of training, validation and test went through.")
         return
-    scores = {name: round(value.item(), 7) for name, value in trainer.callback_metrics.items()}  # float32
-    result: dict[str, Any] = {
-        **{name: value for name, value in scores.items() if name.startswith("test_")},
-        "val_acc": 0.0,  # without any validation
-        **{name: round(float(value), 7) for name, value in validated.items() if name.startswith("val_")},
-        "epochs": epochs,
-        "seconds": round(seconds, 2),
-        "net": model.net_name,
-        "data": cli.data_name,
-        "num_params": count_parameters(model.net),
-        "seed": cli.datamodule.seed,
-        **cli.state.origin,
-    }
+    scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
+    scores |= {"val_acc": 0.0} | {name: value for name, value in validated.items() if name.startswith("val_")}
+    result: dict[str, Any] = {name: round(float(value), 7) for name, value in scores.items()}  # they are float32
+    result |= {"epochs": epochs, "seconds": round(seconds, 2), "net": model.net_name, "data": cli.data_name}
+    result |= {"num_params": count_parameters(model.net), "seed": cli.datamodule.seed, **cli.state.origin}
     with atomic_path(run_dir / "result.json") as path:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if isinstance(trainer.logger, TensorBoardLogger):
@@ -198,13 +190,10 @@ def test_best(cli: LitCLI) -> None:
         f"validation {result['val_acc']:.2%}; {epochs} epochs in {seconds:.1f} s "
         f"on {trainer.strategy.root_device.type}.\nRun folder: {run_dir}"
     )
-    if checkpoints:
-        best_file = shlex.quote(str(best))
-        print(
-            f"Next:\n  tensorboard --logdir {shlex.quote(str(run_dir.parent))}\n"
-            f"  python scripts/evaluate.py {best_file}\n  python scripts/export.py {best_file}\n"
-            f"  python scripts/predict.py {best_file} IMAGE..."
-        )
+    if best is not None:
+        runs, file = shlex.quote(str(run_dir.parent)), shlex.quote(str(best))
+        scripts = [f"python scripts/{name}.py {file}" for name in ("evaluate", "export", "predict")]
+        print("\n  ".join(["Next:", f"tensorboard --logdir {runs}", *scripts]), "IMAGE...")
 
 
 def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClassifier, result: dict[str, Any]) -> None:
@@ -218,10 +207,13 @@ def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClass
     options |= {"data": cli.data_name, "batch_size": data.batch_size, "seed": data.seed}
     options |= {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     logger.log_hyperparams(options, {f"final/{name}": result[name] for name in ("test_acc", "test_loss", "val_acc")})
+    if data.features:  # which the test went by: figures of all images are evaluate.py's work
+        logger.finalize("success")
+        return
     answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
-    title = f"{model.net_name} on the test images of {type(data).__name__}"
-    logger.experiment.add_figure("test/confusion", confusion_figure(answers, title))
-    logger.experiment.add_figure("test/mistakes", mistakes_figure(answers, title))
+    for name, figure in ("confusion", confusion_figure), ("mistakes", mistakes_figure):
+        title = f"{model.net_name} on the test images of {type(data).__name__}"
+        logger.experiment.add_figure(f"test/{name}", figure(answers, title))
     logger.finalize("success")
 
 
@@ -229,20 +221,16 @@ def predict(cli: LitCLI) -> None:
     """Predict the test images; predictions.csv in --run_dir (default: here) gets a row for each."""
     trainer, names = cli.trainer, cli.model.class_names
     answers: list[Any] = trainer.predict(cli.model, cli.datamodule) or []
-    own = torch.cat([torch.zeros(0, len(names)), *(answer.cpu() for answer in answers)])
+    own = torch.cat([torch.zeros(0, len(names)), *(answer.cpu() for answer in answers)])  # (N, num_classes)
     parts = [own] * trainer.world_size  # each of every world_size-th image, from the rank on
     if len(parts) > 1:
         torch.distributed.all_gather_object(parts, own)
     if not trainer.is_global_zero:
         return
-    probabilities = torch.empty(sum(map(len, parts)), own.shape[1])  # (N, num_classes)
-    for number, part in enumerate(parts):
-        probabilities[number :: len(parts)] = part
+    rows = [row for rows in itertools.zip_longest(*parts) for row in rows if row is not None]
     path = Path(os.path.expanduser(cli.config.run_dir or "."), "predictions.csv")  # noqa: PTH111
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "label", "probability"])
-        for row, shares in enumerate(probabilities):
-            writer.writerow([row, names[int(shares.argmax())], f"{shares.max():.6f}"])
-    print(f"{len(probabilities)} predictions: {path}")
+        table = [[number, names[int(row.argmax())], f"{row.max():.6f}"] for number, row in enumerate(rows)]
+        csv.writer(file).writerows([["image", "label", "probability"], *table])
+    print(f"{len(rows)} predictions: {path}")

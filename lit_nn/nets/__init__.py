@@ -5,14 +5,13 @@ The contract of a network:
 - It lives in a file of its own, from which one class is imported below. The file's name is the network's name: what
   ``--net`` takes, what a checkpoint holds, the key in ``NETS``.
 - ``Net(in_channels: int = ..., num_classes: int = ..., ...)``: any further arguments have defaults and plain values
-  (numbers, strings, lists). A network whose layers depend on the size of the images also takes
-  ``image_size: tuple[int, int]``, (H, W) in pixels.
+  (numbers, strings, lists). One whose layers depend on the size of the images takes ``image_size``, (H, W) in pixels.
 - ``image_size``, an attribute of class or instance: the (H, W) that forward expects, ``None`` for any.
 - ``forward`` takes float (B, in_channels, H, W) and returns logits (B, num_classes), which may be negative.
-- ``rebuild_args``, only where the arguments cannot simply be given again (``torchvision/<name>`` with downloaded
-  weights): the ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
-- It is a plain ``nn.Module`` and never imports Lightning. Lazy layers are welcome: ``build_net`` sends an image
-  through every new network, which gives them their shapes before anyone looks at the parameters.
+- ``rebuild_args``, only where the arguments cannot simply be given again (``timm/NAME`` with downloaded weights): the
+  ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
+- ``head_names``, only where the layer onto the classes is not the last linear or convolutional one: their names.
+- It is a plain ``nn.Module`` and never imports Lightning. It may have lazy layers: ``build_net`` gives them shapes.
 """
 
 import inspect
@@ -38,31 +37,21 @@ NETS: dict[str, type[nn.Module]] = {
     if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__.startswith(f"{__name__}.")
 }
 
-TORCHVISION = "torchvision/"
+LIBRARIES = ("torchvision", "timm")  # of which each network is LIBRARY/NAME
 LARGEST_TRIED = 256 * 256  # pixels of an image; what does not fit together shows at small ones, which take no time
 
 
 def build_net(
-    name: str,
-    in_channels: int,
-    num_classes: int,
-    image_size: tuple[int, int],
-    net_args: dict[str, Any] | None = None,
+    name: str, in_channels: int, num_classes: int, image_size: tuple[int, int], net_args: dict[str, Any] | None = None
 ) -> nn.Module:
     """Build a network by name, with ordinary parameters only: lazy ones are given their shapes.
 
     One of ``NETS`` is tried out on an image, so that what does not fit together is said here and not in the training.
-
-    Args:
-        name: A key of ``NETS``, or ``torchvision/<name>`` for a classification model of torchvision.
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        image_size: (H, W) of the data's images in pixels; only networks that take it are given it.
-        net_args: The network's further arguments; an ``image_size`` among them overrides the data's.
+    ``name`` is a key of it, ``torchvision/NAME`` or ``timm/NAME``. ``image_size``, (H, W) of the images in pixels, is
+    given to networks that take it, unless it is among ``net_args``, the network's further arguments.
 
     Raises:
-        UsageError: If there is no such network or argument, the network cannot be built with the arguments, cannot
-            work on the images, or gives no logits. An error of its own without any argument is let through.
+        UsageError: If there is no such network or argument, or it does not go together with the arguments or images.
         OSError: If pretrained weights were asked for and cannot be had.
     """
     cls, first = _find(name)
@@ -83,8 +72,7 @@ def build_net(
     without_memory = any(tensor.is_meta for tensor in tensors)  # only the shapes are wanted, nothing can be computed
     small = name in NETS and height * width <= LARGEST_TRIED
     if any(is_lazy(tensor) for tensor in tensors) or (small and not without_memory):
-        what = f"net {name} with {args}" if args else f"net {name}"
-        _try_out(net, what, (in_channels, height, width), num_classes)
+        _try_out(net, f"net {name}{f' with {args}' if args else ''}", (in_channels, height, width), num_classes)
     return net.train()
 
 
@@ -105,15 +93,22 @@ def _try_out(net: nn.Module, what: str, shape: tuple[int, int, int], num_classes
         raise UsageError(f"{what} gives {given} for one image {shape}; logits would be (1, {num_classes})")
 
 
+def head_names(net: nn.Module) -> list[str]:
+    """Names of the layers onto the classes; all the others are the body."""
+    layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return getattr(net, "head_names", None) or layers[-1:]
+
+
 def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:
     """Find a network's class and the arguments that the name itself stands for."""
     if name in NETS:
         return NETS[name], {}
-    # Only now: importing torchvision takes a second that the project's own networks do not need.
-    from lit_nn.nets.pretrained import TorchvisionNet, torchvision_names
+    from lit_nn.nets.pretrained import PretrainedNet, names_of  # only now: torchvision takes a second
 
-    if name.startswith(TORCHVISION):
-        return TorchvisionNet, {"name": name.removeprefix(TORCHVISION)}
-    if name in torchvision_names():
-        raise UsageError(f"unknown net '{name}'. Did you mean {TORCHVISION}{name}?")
-    return look_up(dict.fromkeys([*NETS, f"{TORCHVISION}<name>"], TorchvisionNet), name, "net"), {}  # raises
+    library, _, its_name = name.partition("/")
+    if library in LIBRARIES:
+        return PretrainedNet, {"library": library, "name": its_name}
+    if name in names_of("torchvision"):
+        raise UsageError(f"unknown net '{name}'. Did you mean torchvision/{name}?")
+    allowed = [*NETS, *(f"{library}/NAME" for library in LIBRARIES)]
+    return look_up(dict.fromkeys(allowed, PretrainedNet), name, "net"), {}  # raises

@@ -38,12 +38,12 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
     name = name or own
     if name is None:
         raise UsageError("the model does not name a data set of this project; choose one with --data and --data_dir")
-    cls, (channels, size, _) = data_class(name), model.image_shape
+    cls, (channels, *size) = data_class(name), model.image_shape
     if data_dir is not None and not cls.reads_data_dir:
         raise UsageError(f"--data_dir {data_dir}: {name} reads no folder; leave it out, or add --data image_folder")
     try:  # what a file says of itself can be anything
         options = dict(model.data.get("options", {})) if name == own else {}  # the seed of the training among them
-        given = {"image_size": size, "channels": channels, "data_dir": data_dir}
+        given = {"image_size": size, "channels": channels, "fit": model.fit, "data_dir": data_dir}
         taken = option_names(name)
         options |= {key: value for key, value in given.items() if key in taken and value is not None}
         if issubclass(cls, ImageFiles) and "data_dir" not in options:

@@ -35,16 +35,25 @@ class Exported(nn.Module):
         return {"logits": logits, "probabilities": logits.softmax(1)}
 
 
-def _graph(classifier: ImageClassifier) -> torch.export.ExportedProgram:
-    pixels = torch.zeros(2, *classifier.image_shape, dtype=torch.uint8)  # 2, because 0 and 1 would become constants
-    return torch.export.export(Exported(classifier), (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def _graph(classifier: ImageClassifier, metadata: Mapping[str, str]) -> torch.export.ExportedProgram:
+    channels, height, width = classifier.image_shape
+    sizes = {0: torch.export.Dim.DYNAMIC}
+    if metadata.get("any_size") == "true":
+        sizes |= dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
+        height, width = 7 * height // 5 + 3, 9 * width // 5 + 2  # an example that equals no size in the network
+    pixels = torch.zeros(2, channels, height, width, dtype=torch.uint8)  # 2, because 0 and 1 would become constants
+    return torch.export.export(Exported(classifier), (pixels,), dynamic_shapes=(sizes,))
 
 
 def write_onnx(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
     """Write one ONNX file: input "pixels", outputs "logits" and "probabilities", any batch size."""
-    outputs = ["logits", "probabilities"]
+    names = {0: "batch", 2: "height", 3: "width"} if metadata.get("any_size") == "true" else {0: "batch"}
     program = torch.onnx.export(
-        _graph(classifier), input_names=["pixels"], output_names=outputs, dynamic_shapes=({0: "batch"},), verbose=False
+        _graph(classifier, metadata),
+        input_names=["pixels"],
+        output_names=["logits", "probabilities"],
+        dynamic_shapes=(names,),
+        verbose=False,
     )
     assert program is not None
     program.model.metadata_props.update(metadata)
@@ -53,7 +62,7 @@ def write_onnx(classifier: ImageClassifier, metadata: Mapping[str, str], path: P
 
 def write_torch_export(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
     """Write a program of torch.export, which runs without this project."""
-    torch.export.save(_graph(classifier), path, extra_files={METADATA: json.dumps(metadata)})
+    torch.export.save(_graph(classifier, metadata), path, extra_files={METADATA: json.dumps(metadata)})
 
 
 def write_safetensors(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
@@ -81,7 +90,7 @@ FORMATS: dict[str, tuple[str, Callable[[ImageClassifier, Mapping[str, str], Path
 class Export:
     """A checkpoint (.ckpt) that is written to other formats, each file checked before it gets its name."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, any_size: bool = True) -> None:
         self.classifier, model = load_classifier(checkpoint), open_model(checkpoint)
         self.data: ImageDataModule | None = None
         try:
@@ -93,7 +102,11 @@ class Export:
             self.expected = Answers(model.class_names, images, np.zeros(64, np.int64), *model.run(images))
             self.about = f"64 images of random pixels, so without accuracies ({brief(error)})"
         self.accuracy = float((self.expected.logits.argmax(1) == self.expected.labels).mean())
-        shape, colours = ", ".join(map(str, model.image_shape)), "gray" if model.image_shape[0] == 1 else "RGB"
+        channels, *size = map(str, model.image_shape)
+        shape, colours = (
+            ", ".join([channels, *(["height", "width"] if any_size else size)]),
+            "gray" if model.image_shape[0] == 1 else "RGB",
+        )
         # Where the data lay is nobody's business; what else decides on the test part goes along.
         options = {name: value for name, value in model.data.get("options", {}).items() if name != "data_dir"}
         options |= {"table": Path(options["table"]).name} if "table" in options else {}
@@ -102,6 +115,8 @@ class Export:
             "class_names": json.dumps(model.class_names),
             "image_shape": json.dumps(model.image_shape),
             "levels": json.dumps(model.levels),
+            "fit": json.dumps(model.fit),
+            "any_size": json.dumps(any_size),
             "data": json.dumps(model.data and {**model.data, "options": options}),
             "parts": json.dumps({name: [part.shape, parts[name]] for name, part in model.parts.items()}),
             "format": "lit-nn 1",
@@ -122,6 +137,7 @@ class Export:
             raise UsageError(f"--int8 needs the data set, to measure what it costs; here are only {self.about}")
         expected = self.expected
         batches = [np.arange(size) % len(expected.images) for size in (1, 2, 17, len(expected.images))]
+        odd = np.random.default_rng(0).integers(0, 256, (1, expected.images.shape[1], 61, 37), np.uint8)
         with atomic_path(target) as part:
             try:
                 with quiet():
@@ -132,6 +148,7 @@ class Export:
                     classifier.net.load_state_dict(torch.load(part, weights_only=True))
                 model = classifier_model(classifier) if name == "state_dict" else open_model(part)
                 answers = [model.run(expected.images[rows]) for rows in batches]
+                other_sizes = [one.run(odd)[0] for one in (model, classifier_model(self.classifier)) if one.any_size]
             except Exception as error:  # torch's exporters and the runtimes raise all kinds of things
                 raise ModelError(
                     f"net {self.classifier.net_name} cannot be exported to {name}, loaded again and run: {brief(error)}"
@@ -141,6 +158,8 @@ class Export:
             rows = np.concatenate(batches)
             difference = np.abs(logits - expected.logits[rows]).max()
             relative = difference / (np.abs(expected.logits).max() or 1)
+            if model.any_size:
+                relative = np.maximum(relative, np.abs(np.subtract(*other_sizes)).max() / np.abs(other_sizes[1]).max())
             relative = np.maximum(relative, np.abs(probabilities - expected.probabilities[rows]).max())  # keeps NaN
             if not relative <= tolerance and name != "int8":
                 raise ModelError(

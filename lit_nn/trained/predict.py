@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_modules.images.decode import ImageError, prepare_file, prepare_image, printable
+from data_modules.images.decode import ImageError, printable, read_file, read_image
 from lit_nn.errors import ModelError, UsageError, brief, place
 
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ class Model(NamedTuple):
     """A trained model, whatever file it comes from."""
 
     class_names: list[str]  # in the order of the logits
-    image_shape: tuple[int, int, int]  # channels, height and width of the images it takes
+    image_shape: tuple[int, int, int]  # channels, height and width of the images it was trained on
     levels: int  # largest gray level of 16-bit files, which becomes 255 when a file is read
     run_batch: Run
+    fit: str = "crop"  # how images of other sizes become such images
+    any_size: bool = True  # whether it does that itself, or takes images of that size only
     data: dict[str, Any] = {}  # "class" and "options" of the data set it was trained on; empty if it is not known
     parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
 
@@ -64,16 +66,18 @@ class Model(NamedTuple):
         return np.concatenate(logits), np.concatenate(probabilities)
 
     def name(self, images: Sequence[Pixels], top_k: int) -> list[Prediction]:
-        """The ``top_k`` most probable classes of each of some images (C, H, W)."""
-        probabilities = self.run(np.stack(images))[1] if images else np.zeros((0, 1))  # (N, num_classes)
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]  # (N, top_k)
-        return [
-            Prediction([self.class_names[label] for label in labels], shares[labels].tolist())
-            for labels, shares in zip(order, probabilities, strict=True)
-        ]
+        """The ``top_k`` most probable classes of each of some images (C, H, W), of different sizes."""
+        predictions: list[Prediction] = [Prediction([], [])] * len(images)
+        for shape in {image.shape for image in images}:  # images of one size go through together
+            rows = [row for row, image in enumerate(images) if image.shape == shape]
+            for row, shares in zip(rows, self.run(np.stack([images[row] for row in rows]))[1], strict=True):
+                order = np.argsort(-shares, kind="stable")[:top_k]  # (top_k,)
+                predictions[row] = Prediction([self.class_names[label] for label in order], shares[order].tolist())
+        return predictions
 
     def pixels(self, image: Any) -> Pixels:
-        """One image of any kind as this model takes it, prepared as in training, (C, H, W)."""
+        """One image of any kind, decoded as in training, (C, H, W) of its own size."""
+        channels, *size = self.image_shape
         if not isinstance(image, str | os.PathLike | Image.Image):
             array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
             if array.dtype != np.uint8:
@@ -83,13 +87,19 @@ class Model(NamedTuple):
             if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
                 raise UsageError(f"pixels have the shape {array.shape}, not {self.image_shape}, (H, W), (H, W, 3 or 4)")
             image = Image.fromarray(array)
-        channels, height, width = self.image_shape
-        if height != width or channels not in (1, 3):
-            raise UsageError(f"the model takes {self.image_shape}; files become squares of 1 or 3 channels only")
+        if channels not in (1, 3):
+            raise UsageError(f"the model takes {self.image_shape}; files become images of 1 or 3 channels only")
         if isinstance(image, Image.Image):
-            # Preparing may turn an image, hence the copy; a TIFF turns itself, and a copy of it would lose its tags.
-            return prepare_image(image if hasattr(image, "tag_v2") else image.copy(), height, channels, self.levels)
-        return prepare_file(Path(image), height, channels, self.levels)
+            # Reading may turn an image, hence the copy; a TIFF turns itself, and a copy of it would lose its tags.
+            pixels = read_image(image if hasattr(image, "tag_v2") else image.copy(), channels, self.levels)
+        else:
+            pixels = read_file(Path(image), channels, self.levels, (size[0], size[1]))
+        if not self.any_size and pixels.shape != self.image_shape:
+            raise UsageError(
+                f"this export takes images of {size[1]} x {size[0]} pixels only, and here is one of "
+                f"{pixels.shape[2]} x {pixels.shape[1]}; export the checkpoint again without --input fixed"
+            )
+        return pixels
 
 
 def open_model(path: str | os.PathLike[str]) -> Model:
@@ -135,7 +145,8 @@ def _open_onnx(path: Path) -> Model:
     onnxruntime.set_default_logger_severity(3)  # errors only
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     run: Run = lambda images: session.run(["logits", "probabilities"], {"pixels": images})  # noqa: E731
-    return _described(session.get_modelmeta().custom_metadata_map, run)
+    any_size = isinstance(session.get_inputs()[0].shape[2], str)  # the name of a size that is free
+    return _described(session.get_modelmeta().custom_metadata_map, run)._replace(any_size=any_size)
 
 
 def _open_program(path: Path) -> Model:
@@ -150,7 +161,8 @@ def _open_program(path: Path) -> Model:
         answer = program(torch.from_numpy(images))
         return answer["logits"].numpy(), answer["probabilities"].numpy()
 
-    return _described(json.loads(files[METADATA]), run)
+    metadata = json.loads(files[METADATA])
+    return _described(metadata, run)._replace(any_size=metadata.get("any_size") == "true")
 
 
 def _open_checkpoint(path: Path) -> Model:
@@ -187,19 +199,22 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
         classifier.train(was_training)
         return logits.numpy(), logits.softmax(1).numpy()
 
-    return Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run)
+    return Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run, classifier.fit)
 
 
 def _described(metadata: Mapping[str, str], run: Run) -> Model:
-    metadata = {"levels": "65535", "parts": "{}", **metadata}  # older files do not say these
-    said = {name: json.loads(metadata[name]) for name in ("class_names", "image_shape", "levels", "data", "parts")}
+    metadata = {"levels": "65535", "fit": '"crop"', "parts": "{}", **metadata}  # older files do not say these
+    said = {
+        name: json.loads(metadata[name]) for name in ("class_names", "image_shape", "levels", "fit", "data", "parts")
+    }
     channels, height, width = said["image_shape"]
     data = said["data"] if isinstance(said["data"], dict) else {}
     parts = {
         str(name): np.frombuffer(base64.b64decode(text, validate=True), "<i8").reshape(shape)
         for name, (shape, text) in said["parts"].items()
     }
-    return Model([*map(str, said["class_names"])], (channels, height, width), int(said["levels"]), run, data, parts)
+    names, shape, fit = [*map(str, said["class_names"])], (channels, height, width), str(said["fit"])
+    return Model(names, shape, int(said["levels"]), run, fit, data=data, parts=parts)
 
 
 def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> list[Prediction]:
@@ -208,9 +223,9 @@ def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> li
     Args:
         model: A classifier, or what `open_model` opened.
         images: An image, a list or a batch of them: path of a file, PIL image, or uint8 array or tensor, (H, W) gray,
-            (H, W, 3) RGB or (H, W, 4) with transparency, of any size: they are prepared exactly as in training (large
-            JPEGs may differ by a level, because files are decoded at a fraction of their size). Or pixels that are
-            prepared already, (C, H, W) of the model's shape.
+            (H, W, 3) RGB or (H, W, 4) with transparency, of any size: the model itself makes them what it was trained
+            on (large JPEGs may differ by a level from arrays: files are decoded at a fraction of their size). Or pixels
+            (C, H, W) of the model's shape.
         top_k: How many classes to name for each image.
 
     Returns:

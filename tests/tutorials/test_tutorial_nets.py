@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import script
-from resume_runs import differences, finished, stopped_and_continued
+from conftest import Said, script
+from resume_runs import assert_resumes_exactly
 from torch import nn
 
 from lit_nn.errors import UsageError
@@ -113,7 +113,7 @@ def test_control_flow_is_exported_as_the_same_function() -> None:
     torch.testing.assert_close(program.module()(x[:2]), net(x[:2]))
 
 
-def test_a_layer_used_twice_is_shown_twice_and_counted_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_layer_used_twice_is_shown_twice_and_counted_once(capsys: Said) -> None:
     net = build_net("fixed_hidden", 1, 10, (28, 28), {"hidden": 16})
     assert count_parameters(net) == (784 * 16 + 16) + (16 * 16 + 16) + (16 * 10 + 10)
     assert script("inspect_model")(["--net", "fixed_hidden", "--net_args.hidden", "16"]) == 0
@@ -132,8 +132,7 @@ def test_lazy_network_has_ordinary_layers_once_built() -> None:
 
 @pytest.mark.parametrize("words", ["--net lazy_cnn --ema 0.9", "--net conv3d_cnn --clip_grad 1"])
 def test_stopped_and_continued_is_the_same_run(words: str, tmp_path: Path) -> None:
-    straight = finished(words.split(), tmp_path / "straight")
-    assert differences(straight, stopped_and_continued(words.split(), tmp_path / "stopped", [2, 4, 6])) == []
+    assert_resumes_exactly(words.split(), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""What augmentation does to photographs, image by image, once it has been drawn.
+
+All that moves pixels is one affine map, through which each image is sampled once; then come the colours, then what is
+erased. It is the same on every device, but for a rounding. Images are uint8 (B, C, H, W), and nothing waits for CUDA.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]  # height and width
+
+
+class Changes(NamedTuple):
+    """What becomes of the images of a batch, on the CPU. Of two sides or places the horizontal one comes first."""
+
+    parts: Tensor  # left, top, width and height of what is shown, int64 (B, 4)
+    maps: Tensor  # affine, from places in the result to places in the image, -1 to 1 each, float (B, 2, 3)
+    upright: Tensor  # whether the map shows the part as it is, at most mirrored, bool (B,)
+    factors: Tensor  # of brightness, contrast and saturation, float (B, 3)
+    filters: Tensor  # numbers in FILTERS, or others, int64 (B,)
+    strengths: Tensor  # of the filters, from -1 to 1, float (B,)
+    erased: Tensor  # left, top, width and height of what is painted over, int64 (B, 4)
+
+
+def to_device_of(images: Tensor, numbers: Tensor) -> Tensor:
+    """Drawn numbers on the device of the images."""
+    # CUDA has taken them over when this returns, before they arrive; other devices might read them when they are gone.
+    return numbers.to(images.device, non_blocking=images.is_cuda)
+
+
+def to_pixels(values: Tensor) -> Tensor:
+    """Round to 0..255; in place before that."""
+    return values.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def mean_colour(images: Tensor) -> Tensor:
+    """The mean of each channel, uint8 (B, C, 1, 1)."""
+    return images.float().mean((2, 3), keepdim=True).to(torch.uint8)
+
+
+def covered(images: Tensor, boxes: Tensor) -> Tensor:
+    """Which pixels lie in each image's box (left, top, width, height; (B, 4) on the device), bool (B, 1, H, W)."""
+    rows, columns = (torch.arange(length, device=images.device) for length in images.shape[2:])
+    left, top, width, height = boxes.T[..., None]  # (B, 1) each
+    in_rows, in_columns = (rows >= top) & (rows < top + height), (columns >= left) & (columns < left + width)
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def cut(images: Tensor, maps: Tensor, parts: Tensor, size: Size) -> Tensor:
+    """Resize a part of one image, and mirror it, (1, C, *size): the fastest way on the CPU."""
+    (left, top, width, height), mirrored = parts[0].tolist(), [3 - axis for axis in (0, 1) if maps[0, axis, axis] < 0]
+    part = images[:, :, top : top + height, left : left + width]
+    return F.interpolate(part, size, mode="bilinear", antialias=True).flip(mirrored)
+
+
+def straight(images: Tensor, maps: Tensor, _: Tensor, size: Size) -> Tensor:
+    """Do the same to all images at once, as two products of matrices."""
+
+    def weights(axis: int, length: int, count: int) -> Tensor:
+        """Share of each pixel of a line in each one of the result, float (B, count, length): PIL's bilinear filter."""
+        slope, middle = maps[:, axis, axis, None, None], maps[:, axis, 2, None, None]  # (B, 1, 1)
+        pixels = torch.arange(1 - length, length, 2, device=maps.device) / length  # (length,), from -1 to 1
+        places = slope * torch.arange(1 - count, count, 2, device=maps.device)[:, None] / count + middle
+        distance = (pixels - places).abs() / (2 * slope.abs() / count).clamp(min=2 / length)
+        shares = (1 - distance).clamp_(min=0) * ((pixels - middle).abs() < slope.abs())
+        return shares / shares.sum(2, keepdim=True)
+
+    (height, width), (lines, columns) = images.shape[2:], size
+    return to_pixels(weights(1, height, lines)[:, None] @ images.float() @ weights(0, width, columns)[:, None].mT)
+
+
+def oblique(images: Tensor, maps: Tensor, size: Size) -> Tensor:
+    """Sample each image where its map says, mirrored beyond its edges, (B, C, *size)."""
+    # Where images are larger than the result, the mean of several samples: what is too fine must not turn into noise.
+    finer = max(1, round(images.shape[2] / size[0]), round(images.shape[3] / size[1]))
+    grid = F.affine_grid(maps, [len(images), 1, finer * size[0], finer * size[1]], align_corners=False)
+    samples = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+    return to_pixels(F.avg_pool2d(samples, finer) if finer > 1 else samples)
+
+
+# --- colours ----------------------------------------------------------------------------------------------------------
+
+
+def recolour(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply brightness, contrast and saturation by the factors of each image, (B, 3)."""
+    channels, pixels = images.shape[1], images.float()
+    luma = torch.tensor([0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels)
+    brightness, contrast, saturation = factors.T[..., None, None, None]  # (B, 1, 1, 1) each
+    gray = (pixels * to_device_of(images, luma)[:, None, None]).sum(1, keepdim=True).mul_(brightness)  # (B, 1, H, W)
+    average = gray.mean((2, 3), keepdim=True)  # (B, 1, 1, 1)
+    offset = gray.mul_(contrast * (1 - saturation)).add_(average * (1 - contrast))  # (B, 1, H, W)
+    return to_pixels(pixels.mul_(brightness * contrast * saturation).add_(offset))
+
+
+def sharpness(images: Tensor, strengths: Tensor) -> Tensor:
+    """Take the difference of a pixel from those around it away, or double it; with PIL's filter."""
+    pixels = images.float()
+    lines = (pixels[:, :, :-2] + pixels[:, :, 1:-1]).add_(pixels[:, :, 2:])  # (B, C, H - 2, W)
+    around = (lines[..., :-2] + lines[..., 1:-1]).add_(lines[..., 2:])  # (B, C, H - 2, W - 2), nine pixels
+    inner = pixels[:, :, 1:-1, 1:-1]
+    inner += 0.99 / 13 * strengths[:, None, None, None] * (9 * inner - around)
+    return to_pixels(pixels)
+
+
+def posterize(images: Tensor, strengths: Tensor) -> Tensor:
+    """Keep the 2 to 8 highest bits."""
+    return images & (256 - 2 ** (6 * strengths.abs()).round()).to(torch.uint8)[:, None, None, None]
+
+
+def solarize(images: Tensor, strengths: Tensor) -> Tensor:
+    """Invert what is brighter than a threshold."""
+    threshold = (255 * (1 - strengths.abs())).ceil().to(torch.uint8)[:, None, None, None]
+    return images ^ (images >= threshold).to(torch.uint8) * 255  # several times as fast as torch.where
+
+
+def autocontrast(images: Tensor, _: Tensor) -> Tensor:
+    """Stretch what a channel has of the range to all of it."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)  # (B, C, 1, 1)
+    low = torch.where(high > low, low, 0)  # a channel of one level stays as it is
+    return to_pixels((images - low) * (255 / torch.where(low < high, high - low, 255)))
+
+
+def equalize(images: Tensor, _: Tensor) -> Tensor:
+    """Give all levels of a channel the same share of the pixels, as far as a table can; PIL's table."""
+    levels = images.flatten(0, 1).flatten(1).long()  # (B C, H W)
+    places = levels + torch.arange(0, 256 * len(levels), 256, device=images.device)[:, None]
+    ones = places.new_ones(1).expand(places.numel())
+    counts = places.new_zeros(256 * len(levels)).scatter_add_(0, places.flatten(), ones).view(-1, 256)
+    step = (levels.shape[1] - counts.gather(1, levels.amax(1, keepdim=True))) // 255  # (B C, 1)
+    table = ((counts.cumsum(1) - counts + step // 2) // step.clamp(min=1)).clamp_(max=255)  # (B C, 256)
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device)).to(torch.uint8)
+    return table.gather(1, levels).view_as(images)
+
+
+FILTERS = [sharpness, posterize, solarize, autocontrast, equalize]
+
+
+def erase(images: Tensor, boxes: Tensor) -> Tensor:
+    """Paint a box (B, 4) of each image with the image's mean colour."""
+    box = covered(images, boxes)
+    return images * ~box + mean_colour(images) * box  # several times as fast as torch.where
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def _change(result: Tensor, images: Tensor, rows: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> None:
+    """Change some images of a batch: on the CPU one by one, as its cache holds one, elsewhere all at once."""
+    if images.device.type == "cpu":
+        for row in rows.tolist():
+            one = slice(row, row + 1)
+            result[one] = change(images[one], *(values[one] for values in numbers))
+    elif len(rows):
+        places, *values = (to_device_of(images, drawn) for drawn in (rows, *(each[rows] for each in numbers)))
+        result[places] = change(images[places], *values)
+
+
+def change_images(images: Tensor, changes: Changes, size: Size | None) -> Tensor:
+    """Do what was drawn, in a copy.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        changes: For each image, on the CPU.
+        size: Height and width of the result; None if nothing moves.
+
+    Returns:
+        uint8 (B, C, *size).
+    """
+
+    def rows(chosen: Tensor) -> Tensor:
+        return chosen.nonzero()[:, 0]  # on the CPU, so that their number is known
+
+    result = images.new_empty(*images.shape[:2], *size) if size else images.clone()
+    if size:
+        upright = cut if images.device.type == "cpu" else straight
+        _change(result, images, rows(changes.upright), partial(upright, size=size), changes.maps, changes.parts)
+        _change(result, images, rows(~changes.upright), partial(oblique, size=size), changes.maps)
+    _change(result, result, rows((changes.factors != 1).any(1)), recolour, changes.factors)
+    for number, function in enumerate(FILTERS):
+        _change(result, result, rows(changes.filters == number), function, changes.strengths)
+    _change(result, result, rows(changes.erased[:, 2] > 0), erase, changes.erased)
+    return result

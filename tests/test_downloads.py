@@ -1,0 +1,227 @@
+"""Fashion-MNIST and CIFAR-10 from small files made here: found, downloaded, broken and hostile."""
+
+import gzip
+import hashlib
+import io
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision
+from conftest import Patch
+from file_server import FileServer, file_server
+
+import data_modules.fashion_mnist as fashion_mnist
+from data_modules import CIFAR10, DataError, FashionMNIST
+from data_modules.cifar10 import ARCHIVE
+
+Data = type[FashionMNIST] | type[CIFAR10]
+
+
+def images_of(*shape: int) -> dict[str, Any]:
+    """The images of each part, uint8 (N, C, H, W); their labels count from 0 to 9, again and again."""
+    generator = np.random.default_rng(0)
+    return {part: generator.integers(256, size=(count, *shape), dtype=np.uint8) for part, count in COUNTS.items()}
+
+
+def labels_of(count: int) -> list[int]:
+    return [number % 10 for number in range(count)]
+
+
+COUNTS = {"train": 100, "test": 20}
+IMAGES: dict[Data, dict[str, Any]] = {FashionMNIST: images_of(1, 28, 28), CIFAR10: images_of(3, 32, 32)}
+PIXELS, LABELS = fashion_mnist.FILES["train"]
+IDX = {  # Fashion-MNIST's files, by name
+    name: struct.pack(">4BI", 0, 0, 8, 1, COUNTS[part]) + bytes(labels_of(COUNTS[part]))
+    if "labels" in name
+    else struct.pack(">4B3I", 0, 0, 8, 3, COUNTS[part], 28, 28) + IMAGES[FashionMNIST][part].tobytes()
+    for part, names in fashion_mnist.FILES.items()
+    for name in names
+}
+BATCHES = {  # CIFAR-10's files, by name
+    name: pickle.dumps({"labels": labels_of(20), "data": pixels.reshape(20, -1)}, 2)
+    for name, pixels in zip(
+        [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"],
+        [*np.split(IMAGES[CIFAR10]["train"], 5), IMAGES[CIFAR10]["test"]],
+        strict=True,
+    )
+} | {"batches.meta": pickle.dumps({"label_names": CIFAR10.class_names})}
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in BATCHES.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+TAR = archive()
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: Patch, tmp_path: Path) -> Iterator[FileServer]:
+    """torchvision's servers, and what it knows of the published files, are those of these; none is installed."""
+
+    def md5(content: bytes) -> str:
+        return hashlib.md5(content).hexdigest()
+
+    fashion, cifar = torchvision.datasets.FashionMNIST, torchvision.datasets.CIFAR10
+    zipped = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in IDX.items()}
+    sums = [[name, md5(content)] for name, content in BATCHES.items()]
+    with file_server() as running:
+        running.files = {f"/{name}": content for name, content in {**zipped, ARCHIVE: TAR}.items()}
+        monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+        monkeypatch.setattr(fashion, "mirrors", [running.url])
+        monkeypatch.setattr(fashion, "resources", [(name, md5(content)) for name, content in zipped.items()])
+        monkeypatch.setattr(cifar, "url", running.url + ARCHIVE)
+        monkeypatch.setattr(cifar, "tgz_md5", md5(TAR))
+        for attribute, value in (("train_list", sums[:5]), ("test_list", sums[5:6])):
+            monkeypatch.setattr(cifar, attribute, value)
+        monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": sums[6][1]})
+        yield running
+
+
+def assert_is_read(cls: Data, folder: Path, **options: Any) -> None:
+    data = cls(data_dir=str(folder), **options)
+    data.prepare_data()
+    for part, count in COUNTS.items():
+        images, labels, _ = data.split(part)
+        np.testing.assert_array_equal(images, IMAGES[cls][part])
+        assert labels.tolist() == labels_of(count)  # a batch of CIFAR-10 has two rounds of them
+        assert images.is_contiguous()  # batches are cut from it ten times as fast
+
+
+# --- downloaded, or there ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", IMAGES)
+def test_it_is_downloaded_once(cls: Data, tmp_path: Path, server: FileServer) -> None:
+    assert_is_read(cls, tmp_path / "new")
+    server.files.clear()
+    assert_is_read(cls, tmp_path / "new")
+    left = {"FashionMNIST", "fashion_mnist.lock", ARCHIVE, "cifar-10-batches-py", "cifar_10.lock"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} <= left
+
+
+HELP: dict[Data, list[str]] = {
+    FashionMNIST: ["debian", "dataset-fashion-mnist", "fashion_mnist_sample"],
+    CIFAR10: [ARCHIVE, "cifar-10-batches-py", "--data_dir", "--data.mirror"],
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "content"),
+    [(CIFAR10, None), (FashionMNIST, None), (FashionMNIST, gzip.compress(b"another", mtime=0)), (FashionMNIST, b"")],
+)
+def test_a_failed_download_leaves_nothing_and_can_be_repeated(
+    cls: Data, content: bytes | None, tmp_path: Path, server: FileServer
+) -> None:
+    good, empty = dict(server.files), tmp_path / "data"
+    if content is None:
+        server.breaks_after = 1000
+    else:
+        server.files[f"/{LABELS}.gz"] = content  # of which nothing is not found
+    with pytest.raises(DataError, match="could not be had") as caught:
+        cls(data_dir=str(empty)).prepare_data()
+    assert [part for part in (str(empty), *HELP[cls]) if part not in str(caught.value)] == []
+    if cls is FashionMNIST:  # torchvision looks at CIFAR-10's archive before it uses it
+        assert not [path for path in empty.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    server.files, server.breaks_after = good, None
+    assert_is_read(cls, empty)
+
+
+@pytest.mark.parametrize("cls", IMAGES)
+def test_one_message_when_nothing_was_downloaded(cls: Data, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"--data {cls.__module__.rpartition('.')[2]}"):
+        cls(data_dir=str(tmp_path)).setup("fit")
+
+
+def test_another_server_can_be_named(tmp_path: Path, server: FileServer) -> None:
+    server.files["/elsewhere/x.tar.gz"] = server.files.pop(f"/{ARCHIVE}")
+    assert_is_read(CIFAR10, tmp_path, mirror=server.url + "elsewhere/x.tar.gz")
+
+
+@pytest.mark.parametrize("layout", ["data", "data/FashionMNIST/raw", "debian"])
+@pytest.mark.parametrize("gzipped", [True, False])
+def test_published_files_are_found(tmp_path: Path, layout: str, gzipped: bool, server: FileServer) -> None:
+    server.files.clear()
+    (tmp_path / layout).mkdir(parents=True)
+    for name, content in IDX.items():
+        path = tmp_path / layout / (f"{name}.gz" if gzipped else name)
+        path.write_bytes(gzip.compress(content) if gzipped else content)
+    assert_is_read(FashionMNIST, tmp_path / "data")
+
+
+@pytest.mark.parametrize("form", ["archive", "folder"])
+def test_what_is_there_is_read(tmp_path: Path, server: FileServer, form: str) -> None:
+    server.files.clear()
+    (tmp_path / ARCHIVE).write_bytes(TAR)
+    if form == "folder":
+        with tarfile.open(tmp_path / ARCHIVE) as tar:
+            tar.extractall(tmp_path, filter="data")
+        (tmp_path / ARCHIVE).unlink()
+    assert_is_read(CIFAR10, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"could not be had .*file"):
+        CIFAR10(data_dir=str(tmp_path / "file" / "data")).prepare_data()
+
+
+# --- broken and hostile -----------------------------------------------------------------------------------------------
+
+BROKEN: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "cut off": (PIXELS, lambda content: content[:-1]),
+    "too long": (LABELS, lambda content: content + b"0"),
+    "empty": (LABELS, lambda content: b""),
+    "another kind": (PIXELS, lambda content: b"\0\0\x09" + content[3:]),
+    "another size": (PIXELS, lambda content: struct.pack(">4B3I", 0, 0, 8, 3, 100, 56, 14) + content[16:]),
+    "labels for images": (PIXELS, lambda content: IDX[LABELS]),
+    "labels of the other part": (LABELS, lambda content: IDX[fashion_mnist.NAMES[3]]),
+    "cut off.gz": (PIXELS, lambda content: gzip.compress(content)[:-20]),
+    "wrong checksum.gz": (PIXELS, lambda content: gzip.compress(content)[:-8] + bytes(8)),
+    "a page.gz": (PIXELS, lambda content: b"<html>"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_are_refused(tmp_path: Path, case: str) -> None:
+    broken, damage = BROKEN[case]
+    for name, content in IDX.items():
+        path = tmp_path / (f"{name}{Path(case).suffix}" if name == broken else name)
+        path.write_bytes(damage(content) if name == broken else content)
+    data = FashionMNIST(str(tmp_path))
+    data.prepare_data()
+    with pytest.raises(DataError, match=r"is damaged|images are torch"):
+        data.setup("fit")
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.victim,)
+
+
+@pytest.mark.parametrize("kind", ["hostile", "cut off", "empty"])
+def test_a_batch_that_is_another_is_not_unpickled(tmp_path: Path, server: FileServer, kind: str) -> None:
+    CIFAR10(data_dir=str(tmp_path)).prepare_data()
+    contents = {"hostile": pickle.dumps(Hostile(tmp_path / "victim")), "cut off": BATCHES["data_batch_3"][:-100]}
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(contents.get(kind, b""))
+    with pytest.raises(DataError, match="is not in"):
+        CIFAR10(data_dir=str(tmp_path)).setup("fit")
+    server.files.clear()
+    assert_is_read(CIFAR10, tmp_path)  # the archive is still there
+    assert not (tmp_path / "victim").exists()
