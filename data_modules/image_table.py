@@ -44,6 +44,7 @@ class ImageTable(ImageFiles):
         super().__init__(str(places[0].parent) if data_dir == "data" else data_dir, **options)
         places.append(Path(self.data_dir, table))
         self.table = next((place for place in places if place.is_file()), places[0])
+        self._listed_by += f" {self.table.resolve()}"
         self.columns = dict(columns or {})
         for name in self.columns:
             require("columns", self.columns, name in COLUMNS, f"names for some of {', '.join(COLUMNS)}")

@@ -322,12 +322,16 @@ def test_prepare_data_shows_groups_copies_and_sizes(cells: Cells, capsys: Said) 
     assert "; 37 images in no group\n" in said
 
 
-def test_the_folder_and_the_table_share_one_cache(cells: Cells, here: Path) -> None:
+def test_no_table_or_folder_replaces_the_cache_of_another(cells: Cells, here: Path) -> None:
     for file, label in cells[1:]:
         Path("both", label).mkdir(parents=True, exist_ok=True)
         shutil.move(f"pics/{file}", f"both/{label}/{file}")
-    ImageFolder("both").prepare_data()
-    files = [path.relative_to("both").as_posix() for path in sorted(Path("both").rglob("*.png"))]
-    before = [path.stat().st_mtime_ns for path in sorted((here / "cache").iterdir())]
-    ImageTable(write([cells[0], *([file, file[:3]] for file in files)], "both/labels.csv")).prepare_data()
-    assert [path.stat().st_mtime_ns for path in sorted((here / "cache").iterdir())] == before
+    cells = [cells[0], *([f"{label}/{file}", label] for file, label in cells[1:])]
+    tables = [write(cells, "both/all.csv"), write(cells[:21], "both/half.csv")]
+    times = []
+    for _ in range(2):
+        for data in (ImageFolder("both"), *map(ImageTable, tables)):
+            data.prepare_data()
+        times.append({path.name: path.stat().st_mtime_ns for path in (here / "cache").glob("*.np[yz]")})
+    assert times[0] == times[1]
+    assert len(times[0]) == 6  # images and index of each

@@ -81,6 +81,7 @@ class ImageFiles(ImageDataModule):
         require("test_fraction", test_fraction, 0 < test_fraction < 1, "between 0 and 1")
         require("on_error", on_error, on_error in ("stop", "skip"), "stop or skip")
         (self.height, self.width), self.channels = sides, channels
+        self._listed_by = type(self).__name__  # each has a cache of its own, so that none replaces another's
         self.test_fraction, self.on_error = test_fraction, on_error
         self._fractions.append(test_fraction)
         require("folds", folds, folds is None or folds >= 2, "at least 2")
@@ -184,13 +185,14 @@ class ImageFiles(ImageDataModule):
         files, root, skip = self._listing.files, Path(self.data_dir), self.on_error == "skip"
         known, fit = self._known_settings(), FITS.index(self.fit)
         asked = Settings(self.channels, self.height, self.width, None, fit)
-        images = cached_images(root, files, asked, skip)
+        images = cached_images(root, files, asked, skip, self._listed_by)
         channels, height, width = images.images.shape[1:]
         given = Settings(channels, height, width, images.levels, fit)
         open_yet = [name for name in ("channels", "height", "width", "levels") if getattr(asked, name) is None]
         needed = asked._replace(**{name: getattr(known, name) for name in open_yet})
         if any(None not in pair and len(set(pair)) > 1 for pair in zip(given, needed, strict=True)):
-            images = cached_images(root, files, needed, skip)  # what suits the images has changed since the run began
+            # What suits the images has changed since the run began.
+            images = cached_images(root, files, needed, skip, self._listed_by)
         if images.failures:
             lines = [f"{printable(files[row])}: {reason}" for row, reason in sorted(images.failures.items())]
             report = self._list(f"{len(lines)} of {len(files)} images in {root} cannot be read:", lines, "unreadable")
@@ -246,7 +248,7 @@ class ImageFiles(ImageDataModule):
         """Fingerprints of each image's file and pixels, decoded as when the run began, its label, its group: (N, 4)."""
         images, began = self._images, self._known_settings()
         if self._known and (*began[:3], began.fit) != (*self.image_shape, FITS.index(self.fit)):
-            images = cached_images(Path(self.data_dir), self._listing.files, began, True)
+            images = cached_images(Path(self.data_dir), self._listing.files, began, True, self._listed_by)
         labels, groups = self._listing.labels, self._listing.groups or [""] * len(self._listing.labels)
         fingerprints = {name: digest(os.fsencode(name)) if name else 0 for name in set(groups)}
         return np.column_stack([images.digests, labels, [fingerprints[name] for name in groups]])
