@@ -25,6 +25,17 @@ RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
     && uv pip install --requirement pyproject.toml --extra dev --extra docs --constraint constraints.txt \
     && chmod -R a+rwX /opt/venv
 
+# What serving a model needs, without PyTorch: docs/serving.md
+FROM base AS serve
+USER user
+RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
+    uv venv --allow-existing /opt/venv \
+    && uv pip install httptools numpy onnxruntime pillow --constraint constraints.txt
+COPY --chown=user:user . .
+ENV PYTHONPATH=/project
+EXPOSE 8000
+ENTRYPOINT ["python", "scripts/serve.py", "/model.onnx", "--host", "0.0.0.0"]
+
 # The packages, which change seldom, and then the project.
 FROM base
 USER user

@@ -186,10 +186,16 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ImageError(reason or type(error).__name__) from error
 
 
-def _check_size(image: Image.Image) -> None:
-    limit, pixels = float(os.environ.get("LIT_NN_MAX_PIXELS") or MAX_PIXELS), image.width * image.height
+def pixel_count(image: Image.Image) -> int:
+    """How many pixels are decoded for an image."""
+    pixels = image.width * image.height
     if isinstance(image, TiffImageFile):  # whose tiles may be larger than the image
         pixels = max(pixels, image.tag_v2.get(TILEWIDTH, 0) * image.tag_v2.get(TILELENGTH, 0))
+    return pixels
+
+
+def _check_size(image: Image.Image) -> None:
+    limit, pixels = float(os.environ.get("LIT_NN_MAX_PIXELS") or MAX_PIXELS), pixel_count(image)
     if pixels > limit:
         raise ImageError(
             f"refused as a decompression bomb: it has {pixels:,} pixels, more than {limit:,.0f}; "

@@ -1,0 +1,126 @@
+"""Images gathered into batches, each decoded and classified in one of several threads, off the event loop."""
+
+import asyncio
+import io
+import logging
+import math
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from data_modules.images.decode import FORMATS, ImageError, pixel_count
+from lit_nn.errors import UsageError, brief
+from lit_nn.trained.predict import Model, Pixels, Prediction
+
+# In bytes: of smaller blocks the allocator would give nothing back to the system.
+Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
+
+BIG = 4_000_000  # pixels; images above that have one thread for all, so that memory stays bounded
+
+
+class Limits(NamedTuple):
+    """What a server takes on."""
+
+    max_bytes: int = 32_000_000  # of a request
+    max_pixels: int = 50_000_000  # of an image
+    max_files: int = 32  # in a request
+    max_seconds: float = 30.0  # until a request has come, and again until it is answered
+    max_queue: int = 512  # images that wait
+    max_memory: int = 256_000_000  # bytes of all requests together
+    max_connections: int = 900  # a process may open 1,024 files as a rule
+    batch_size: int = 8  # images that go through the model at once: more are slower on a CPU
+    batch_wait: float = 0.0  # milliseconds that a batch waits for further images
+    threads: int = os.cpu_count() or 1  # that decode and run the model, each on one core
+
+
+class Refusal(Exception):
+    """What was asked for is not given; the message is the sentence that the client gets."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Item(NamedTuple):
+    """An image that waits."""
+
+    file: bytes
+    top_k: int
+    found: asyncio.Future[Prediction | Refusal]
+
+
+class Batcher:
+    """Names what image files show, many at once."""
+
+    def __init__(self, model: Model, limits: Limits) -> None:
+        self.model, self.limits, self.waiting, self.big = model, limits, deque[Item](), ThreadPoolExecutor(1)
+        self.free, self.batches, self.images = limits.threads, 0, 0
+        self.loop, self.pool = asyncio.get_running_loop(), ThreadPoolExecutor(limits.threads)
+        self.timer: asyncio.TimerHandle | None = None
+
+    async def name(self, files: list[bytes], top_k: int) -> list[Prediction | Refusal]:
+        """What image files show, each; raises `Refusal` if the queue is full."""
+        if len(self.waiting) + len(files) > self.limits.max_queue:
+            raise Refusal(429, f"{len(self.waiting)} images are waiting already; try again in a second.")
+        items = [Item(file, top_k, self.loop.create_future()) for file in files]
+        self.waiting += items
+        if len(self.waiting) >= self.limits.batch_size or not self.limits.batch_wait:
+            self._start()
+        elif not self.timer:
+            self.timer = self.loop.call_later(self.limits.batch_wait / 1000, self._start)
+        try:
+            return [await item.found for item in items]
+        finally:  # there may have been no time for them
+            for item in items:
+                item.found.cancel()
+
+    def _start(self) -> None:
+        """Give what waits to the free threads, in equal parts."""
+        if self.timer:
+            self.timer.cancel()
+            self.timer = None
+        while self.free and self.waiting:
+            count = min(self.limits.batch_size, math.ceil(len(self.waiting) / self.free))
+            batch = [item for item in (self.waiting.popleft() for _ in range(count)) if not item.found.done()]
+            if batch:
+                self.free, self.batches, self.images = self.free - 1, self.batches + 1, self.images + len(batch)
+                self.pool.submit(self._work, batch)
+
+    def _work(self, batch: list[Item]) -> None:
+        try:
+            decoded = [self._pixels(item.file) for item in batch]
+            pixels = [image for image in decoded if not isinstance(image, Refusal)]
+            named = iter(self.model.name(pixels, max(item.top_k for item in batch)))
+            found = [image if isinstance(image, Refusal) else next(named) for image in decoded]
+        except Exception:  # the runtime can run out of memory for instance
+            logging.exception("a batch of %d images failed", len(batch))
+            found = [Refusal(500, "The model failed; the server's log says why.") for _ in batch]
+        self.loop.call_soon_threadsafe(self._finish, batch, found)
+
+    def _pixels(self, file: bytes) -> Pixels | Refusal:
+        """An image file as the model takes it, prepared as predict.py does it."""
+        try:
+            with Image.open(io.BytesIO(file), formats=FORMATS) as image:
+                if (count := pixel_count(image)) > self.limits.max_pixels:
+                    return Refusal(
+                        413, f"The image has {count:,} pixels; at most {self.limits.max_pixels:,} are taken."
+                    )
+                _, height, width = self.model.image_shape
+                image.draft(None, (2 * width, 2 * height))  # a JPEG far larger than needed, at a part of its size
+                return self.big.submit(self.model.pixels, image).result() if count > BIG else self.model.pixels(image)
+        except UnidentifiedImageError:
+            return Refusal(415, f"The file is not an image in {', '.join(FORMATS)}." if file else "The file is empty.")
+        except (ImageError, UsageError) as error:
+            return Refusal(422, f"The image cannot be used: {error}.")
+        except Exception as error:  # decoders raise all kinds of things at broken or hostile files
+            return Refusal(422, f"The image is damaged: {brief(error)}.")
+
+    def _finish(self, batch: list[Item], found: list[Prediction | Refusal]) -> None:
+        self.free += 1
+        self._start()
+        for item, result in zip(batch, found, strict=True):
+            if not item.found.done():
+                item.found.set_result(result)

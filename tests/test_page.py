@@ -1,0 +1,127 @@
+"""The page in Chromium: real files are dropped, and the labels are those of predict, with a server and without one."""
+
+import functools
+import os
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from browser import CHROMIUM, Tab, chromium
+from conftest import ROOT, script
+from PIL import Image
+from test_serve import serve
+
+from data_modules import FashionMNISTSample
+from lit_nn.trained.predict import Prediction, open_model, predict
+
+pytestmark = pytest.mark.posix
+RUNTIME = Path(os.environ.get("NODE_PATH", ROOT / "tests" / "node" / "node_modules"), "onnxruntime-web", "dist")
+ROWS = """[...document.querySelectorAll('article')].map(card =>
+    [...card.querySelectorAll('li')].map(row => row.innerText.split('\\n')))"""
+TITLES = "[...document.querySelectorAll('article h2')].map(title => title.textContent)"  # newest first
+
+
+def write_clothes(folder: Path) -> list[Path]:
+    """Twenty test images of odd sizes: gray, in colour, with transparency; PNG, and JPEG turned by their EXIF."""
+    pixels, _, rows = FashionMNISTSample().split("test")
+    paths = []
+    for number, row in enumerate(rows[:20]):
+        image = Image.fromarray(pixels[row][0].numpy()).resize((25 + 7 * number, 120 - 4 * number))
+        image = image.convert(("L", "RGB", "RGBA", "RGB")[number % 4])
+        if image.mode == "RGBA":
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
+        exif = Image.Exif()
+        exif[0x0112] = 1 + number % 8  # orientation
+        paths.append(folder / f"{number}.{'jpg' if number % 4 == 3 else 'png'}")
+        image.save(paths[-1], exif=exif if number % 4 == 3 else None)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with chromium(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+def titles(tab: Tab, count: int) -> list[str]:
+    """What the page says of the images, in the order in which they were dropped."""
+    tab.wait(f"{TITLES}.length === {count} && !{TITLES}.includes('…')")
+    return tab.js(TITLES)[::-1]
+
+
+def check_rows(tab: Tab, expected: list[Prediction], tolerance: float) -> None:
+    """Labels, and what the bars say in percent, of all images."""
+    assert len({prediction.label for prediction in expected}) > 3
+    for rows, (labels, shares) in zip(tab.js(ROWS)[::-1], expected, strict=True):
+        assert rows[0][0] == labels[0]
+        found = {label: float(share.removesuffix(" %")) for label, share in rows}
+        assert found == pytest.approx(
+            {label: 100 * share for label, share in zip(labels, shares, strict=True)}, abs=tolerance
+        )
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
+def test_dropped_files_get_the_labels_of_predict(width: int, dark: bool, tab: Tab, run: Path, tmp_path: Path) -> None:
+    paths, model = write_clothes(tmp_path), run / "checkpoints" / "best.onnx"
+    expected = predict(open_model(model), paths, 5)
+    with serve(model) as served:
+        tab.open(served.url, width, dark=dark)
+        tab.drop(*paths)
+        assert titles(tab, 20) == [prediction.label for prediction in expected]
+        check_rows(tab, expected, 0.051)
+        tab.drop(ROOT / "README.md")
+        assert titles(tab, 21)[-1].startswith("The file is not an image")
+        assert tab.js("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
+        loaded = tab.js("performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert all(name.startswith((served.url, "blob:", "data:")) for name in loaded)
+        tab.js("document.querySelector('#camera').click()")
+        tab.wait("document.querySelector('video').videoWidth")
+        tab.js("document.querySelector('#take').click()")
+        assert titles(tab, 22)[-1] in {*open_model(model).class_names}
+        tab.js("""fetch(document.querySelector('article:last-child img').src).then(r => r.blob()).then(blob => {
+            const data = new DataTransfer();
+            data.items.add(new File([blob], 'pasted.png', {type: blob.type}));
+            document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}));
+        })""")
+        assert titles(tab, 23)[-1] == expected[0].label
+        chosen = tab.call("Runtime.evaluate", expression="document.querySelector('#files')")["result"]["objectId"]
+        tab.call("DOM.setFileInputFiles", files=[str(paths[1])], objectId=chosen)
+        assert titles(tab, 24)[-1] == expected[1].label
+    with serve(model, "--threshold", 0.99) as served:
+        tab.open(served.url, width, dark=dark)
+        tab.drop(paths[0])
+        assert titles(tab, 1) == ["Not sure"]
+
+
+@pytest.mark.skipif(not RUNTIME.is_dir(), reason="onnxruntime-web is not installed: npm install --prefix tests/node")
+def test_the_page_without_a_server_gives_the_labels_of_predict(tab: Tab, run: Path, tmp_path: Path) -> None:
+    words = [str(run / "checkpoints" / "best.ckpt"), "--format", "web", "--output", str(tmp_path / "web")]
+    assert script("export")([*words, "--onnxruntime_web", str(RUNTIME)]) == 0
+    paths = write_clothes(tmp_path)
+    expected = predict(open_model(tmp_path / "web" / "model.onnx"), paths, 5)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    handler.func.log_message = lambda *_: None  # type: ignore[attr-defined]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        tab.open(f"http://127.0.0.1:{server.server_port}/")
+        tab.drop(*paths)
+        assert titles(tab, 20) == [prediction.label for prediction in expected]
+        check_rows(tab, expected, 1)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_web_says_what_is_missing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        script("export")(
+            [str(run / "checkpoints" / "best.ckpt"), "--format", "web", "--onnxruntime_web", str(tmp_path)]
+        )
+        == 2
+    )
+    assert "npm install onnxruntime-web" in capsys.readouterr().err
