@@ -109,6 +109,7 @@ class Export:
         )
         # Where the data lay is nobody's business; what else decides on the test part goes along.
         options = {name: value for name, value in model.data.get("options", {}).items() if name != "data_dir"}
+        options |= {"table": Path(options["table"]).name} if "table" in options else {}
         parts = {name: base64.b64encode(part.astype("<i8").tobytes()).decode() for name, part in model.parts.items()}
         self.metadata = {
             "class_names": json.dumps(model.class_names),
