@@ -6,6 +6,7 @@ in the help, the commands and the tests. Nothing is imported before it is used: 
 
 import difflib
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from data_modules.errors import DataError as DataError
@@ -20,6 +21,7 @@ DATA_SETS: dict[str, str] = {
     "fashion_mnist": "FashionMNIST",
     "fashion_mnist_sample": "FashionMNISTSample",
     "image_folder": "ImageFolder",
+    "image_table": "ImageTable",
 }
 """Class of each data set, by the name that ``--data`` takes, which is the name of its file."""
 
@@ -31,6 +33,11 @@ def data_class(name: str) -> "type[ImageDataModule]":
         hint = f" Did you mean {near[0]}?" if near else ""
         raise OptionError(f"unknown data set '{name}'.{hint} Allowed: {', '.join(DATA_SETS)}")
     return getattr(importlib.import_module(f"data_modules.{name}"), DATA_SETS[name])
+
+
+def option_names(name: str) -> set[str]:
+    """Every option of a data set, those of the classes that it extends included."""
+    return {option for cls in data_class(name).__mro__[:-1] for option in inspect.signature(cls).parameters}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,8 @@ class ImageDataModule(L.LightningDataModule):
             middle, "pad" shows the whole image between black bars, "squash" changes its shape.
         augment: What to do to training images: names joined by commas, "none", or "default" for what suits the data.
         sampling: Order of the training images in an epoch: "shuffled", or "balanced", which draws as many with
-            replacement so that every class comes equally often.
+            replacement so that every class comes equally often, or "weighted", so that every image comes as often as
+            its weight says, if the data set has weights.
         on_device: Whether to keep the images on the accelerator.
         seed: Decides the split, the order of the images and the augmentation. The CLI passes ``--seed``.
     """
@@ -52,7 +53,9 @@ class ImageDataModule(L.LightningDataModule):
     mean: ClassVar[list[float]]  # of each channel over the training images, with pixels scaled to [0, 1]
     std: ClassVar[list[float]]  # standard deviation of each channel, likewise
     default_augment: ClassVar[str] = "none"  # what augment="default" means for this data set
+    samplings: ClassVar[tuple[str, ...]] = ("shuffled", "balanced")  # values of ``sampling`` that it can have
     reads_data_dir: ClassVar[bool] = True  # whether it looks into data_dir at all
+    weights: Tensor | None = None  # how often each image of the training arrays is drawn when weighted, float64 (N,)
     levels: int = 65535  # which level is white in gray files of more than 8 bits, see images.decode.prepare_file
 
     def __init__(
@@ -62,7 +65,7 @@ class ImageDataModule(L.LightningDataModule):
         val_fraction: float = 0.1,
         fit: Literal["crop", "pad", "squash"] = "crop",
         augment: str = "default",
-        sampling: Literal["shuffled", "balanced"] = "shuffled",
+        sampling: Literal["shuffled", "balanced", "weighted"] = "shuffled",
         on_device: bool = False,
         seed: int = 42,
     ) -> None:
@@ -70,7 +73,7 @@ class ImageDataModule(L.LightningDataModule):
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         require("val_fraction", val_fraction, 0 < val_fraction < 1, "between 0 and 1")
         require("fit", fit, fit in FITS, ", ".join(FITS))
-        require("sampling", sampling, sampling in ("shuffled", "balanced"), "shuffled or balanced")
+        require("sampling", sampling, sampling in self.samplings, " or ".join(self.samplings))
         self.data_dir = os.path.expanduser(data_dir)  # noqa: PTH111 (Path.expanduser raises where there is no home)
         self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
         self.fit = fit
@@ -120,8 +123,14 @@ class ImageDataModule(L.LightningDataModule):
         changes = list(self._changes)
         if self._is_cut and not self.parts()["cut"].equal(self._asked_cut()):
             seed, fractions = self._cut()
-            changes += [f"parts stay as they were cut, with seed {seed} and shares of {', '.join(map(str, fractions))}"]
+            shares, fold = ", ".join(map(str, fractions[:2])), [int(number) for number in fractions[2:]]
+            how = f"shares of {shares}" + (f", fold {fold[1]} of {fold[0]}" if fold else "")
+            changes += [f"parts stay as they were cut, with seed {seed} and {how}"]
         return "; ".join(changes)
+
+    def facts(self) -> dict[str, str]:
+        """What prepare_data.py shows beside the counts, by its name."""
+        return {}
 
     def _asked_cut(self) -> Tensor:
         fractions = torch.tensor(self._fractions, dtype=torch.float64)
@@ -187,6 +196,7 @@ class ImageDataModule(L.LightningDataModule):
             indices = indices[torch.randperm(len(indices), generator=seeded_generator(self.seed))]
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         options: dict[str, Any] = {"shuffle": training and not overfit, "balanced": self.sampling == "balanced"}
+        options["weights"] = self.weights if self.sampling == "weighted" else None
         if trainer:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
         batch_size = self.batch_size if training else 4 * self.batch_size  # no gradients to keep: larger batches fit

@@ -58,6 +58,14 @@ def _balanced_draws(labels: Tensor, generator: torch.Generator) -> Tensor:
     return by_class[starts[classes] + (shares * counts[classes]).long()]
 
 
+def _weighted_draws(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """As many places of ``weights`` (N,) as it has, drawn with replacement, each as often as its weight says."""
+    ends = weights.cumsum(0)  # each place has a stretch of this line
+    points = torch.rand(len(weights), dtype=torch.float64, generator=generator) * ends[-1]  # (N,)
+    last = weights.nonzero().max()  # rounding may reach the end of the line
+    return torch.searchsorted(ends, points, right=True).clamp(max=last)
+
+
 @dataclass(eq=False)
 class BatchLoader:
     """Cuts batches from an array of images; the Trainer takes it wherever it takes a ``DataLoader``.
@@ -76,6 +84,7 @@ class BatchLoader:
     _: KW_ONLY
     shuffle: bool = False  # whether this is the training order
     balanced: bool = False  # with shuffle: draw with replacement, each class as often as any other
+    weights: Tensor | None = None  # with shuffle: draw with replacement by the weights of all images, float64 (N,)
     seed: int = 0  # decides the order, together with the epoch
     rank: int = 0  # number of this process
     world_size: int = 1
@@ -84,6 +93,8 @@ class BatchLoader:
     def __post_init__(self) -> None:
         if self.shuffle and len(self.indices) < self.world_size:
             raise OptionError(f"{len(self.indices)} training images cannot be shared among {self.world_size} processes")
+        if self.shuffle and self.weights is not None and not self.weights[self.indices].any():
+            raise OptionError("all training images have the weight 0")
         self.epoch = 0
         self.batches_done = 0  # of the current epoch
         self._first_batch = 0  # where the next iteration starts; not 0 only after load_state_dict
@@ -116,6 +127,8 @@ class BatchLoader:
         order, generator = self.indices, seeded_generator(self.seed, self.epoch)
         if self.shuffle and self.balanced:
             order = order[_balanced_draws(self.labels[order.to(self.labels.device)].cpu(), generator)]
+        elif self.shuffle and self.weights is not None:
+            order = order[_weighted_draws(self.weights[order], generator)]
         elif self.shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
         return order[: self._used()][self.rank :: self.world_size]

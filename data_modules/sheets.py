@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 from unicodedata import east_asian_width
 
 import numpy as np
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from torch import Tensor
 
-from data_modules.base import SPLITS, ImageDataModule
+from data_modules.base import SPLITS, ImageDataModule, Split
 from data_modules.images.decode import digest
 
 CHUNK = 4096  # images measured at a time
@@ -26,13 +25,15 @@ RESOLUTION = 150  # dots per inch
 
 
 def print_report(data: ImageDataModule) -> None:
-    """Print counts for each class and part of a prepared data set, shape, mean and std, and images in two parts."""
+    """Print counts for each class and part of a prepared data set, shape, mean, std, copies, and its own facts."""
     parts = {split: data.split(split) for split in SPLITS}
     table = Table(Column("class", "all"), title=type(data).__name__, show_footer=True)
-    counts, digests = list[list[int]](), dict[str, set[Any]]()
+    counts = list[list[int]]()
+    same: dict[int, list[tuple[Split, int]]] = {}  # part and label of all images with the same pixels
     for split, (images, labels, indices) in parts.items():
         counts.append(labels[indices].bincount(minlength=len(data.class_names)).tolist())
-        digests[split] = {digest(images[row].numpy().tobytes()) for row in indices.tolist()}
+        for row in indices.tolist():
+            same.setdefault(digest(images[row].numpy().tobytes()), []).append((split, int(labels[row])))
         table.add_column(split, f"{len(indices):,}", justify="right")
     for name, *row in zip(data.class_names, *counts, strict=True):
         table.add_row(escape(name), *(f"{count:,}" for count in row))
@@ -41,9 +42,15 @@ def print_report(data: ImageDataModule) -> None:
     for what, own, found in zip(("mean:", "std: "), (data.mean, data.std), measured(data), strict=True):
         texts = [" ".join(f"{value:.4f}" for value in values) for values in (own, found)]
         print(f"{what}             {texts[0]}, measured on the training images: {texts[1]}")
-    pairs = [(one, other, len(digests[one] & digests[other])) for one, other in itertools.combinations(SPLITS, 2)]
+    homes = [{split for split, _ in places} for places in same.values()]
+    pairs = [(a, b, sum({a, b} <= home for home in homes)) for a, b in itertools.combinations(SPLITS, 2)]
     between = "; ".join(f"{count} in {one} and {other}" for one, other, count in pairs if count)
     print(f"in two parts:     {between or 'no image'}")
+    print(f"duplicates:       {sum(map(len, same.values())) - len(same) or 'no'} images are copies of another")
+    contradictions = sum(len({label for _, label in places}) > 1 for places in same.values())
+    print(f"contradictions:   {contradictions or 'no'} images lie in two classes")
+    for name, text in data.facts().items():
+        print(f"{name + ':':17} {text}")
 
 
 def measured(data: ImageDataModule) -> tuple[list[float], list[float]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -42,6 +42,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         weight_decay: Decay of weight matrices and kernels; biases and normalisation layers are not decayed.
         schedule: How the learning rate changes during the training, one of `lit_nn.optim.SCHEDULES`.
         schedule_args: Further arguments of the schedule.
+        monitor: Which result of the validation is to be good: val_acc, val_loss, val_balanced_acc, val_f1. best.ckpt,
+            early stopping and the schedule "plateau" go by it.
 
     Raises:
         UsageError: If a name is unknown or an argument does not fit; the message names what is allowed.
@@ -73,6 +75,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         weight_decay: float = 0.01,
         schedule: str = "one_cycle",
         schedule_args: dict[str, Any] | None = None,
+        monitor: str = "val_acc",
         channels_last: bool = False,
         flip_in_eval: bool | str = False,
         temperature: float = 1.0,
@@ -111,6 +114,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         self.train_metrics = StageMetrics(len(class_names))
         self.val_metrics = StageMetrics(len(class_names))
         self.test_metrics = StageMetrics(len(class_names))
+        look_up({f"val_{name}": metric for name, metric in self.val_metrics.by_name.items()}, monitor, "monitor")
         self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
         self.timer: Timer | None = None  # where time alone ends the training
         self.heads = tuple(f"net.{name}." for name in head_names(self.net))
@@ -188,6 +192,11 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         for name, metric in metrics.by_name.items():  # the objects: Lightning adds them up over processes, resets them
             self.log(f"{stage}_{name}", metric)
 
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a low or a high value of what is monitored is good."""
+        return "min" if self.val_metrics.by_name[self.hparams["monitor"][4:]].higher_is_better is False else "max"
+
     def on_fit_start(self) -> None:
         """Take the class weights from the training data if they are to balance it; see whether the end is known."""
         if self.hparams["class_weights"] == "balanced":
@@ -263,9 +272,11 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             **(hparams["optimizer_args"] or {}),
         )
         # A function of the progress holds no number of steps, so a resumed run may be made longer.
-        schedule = build_schedule(
-            hparams["schedule"], optimizer, self.progress, is_frozen, **(hparams["schedule_args"] or {})
-        )
+        options = hparams["schedule_args"] or {}
+        if hparams["schedule"] == "plateau":
+            options = {"mode": self.mode, **options}
+        schedule = build_schedule(hparams["schedule"], optimizer, self.progress, is_frozen, **options)
+        schedule["monitor"] = hparams["monitor"]  # which only "plateau" looks at
         return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(**schedule)}  # type: ignore[typeddict-item]
 
     def _weights(self, class_weights: str | list[float]) -> Tensor | None:

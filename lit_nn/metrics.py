@@ -1,4 +1,6 @@
-"""Loss and accuracy of one stage: exact over all its images, and cheap at every step."""
+"""Loss, accuracy and scores of the classes in one stage: exact over all its images, and cheap at every step."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ class MeanLoss(Metric):
     one update; a run that is stopped and continued in the middle of an epoch then reports the same loss.
     """
 
+    higher_is_better = False
     total: Tensor
     count: Tensor
 
@@ -42,6 +45,41 @@ class MeanLoss(Metric):
         return self.total / self.count
 
 
+def balanced_accuracy(right: Tensor, said: Tensor, given: Tensor) -> Tensor:
+    """Mean recall of the classes that have images, (); of each class so many (K,) were right, said and given."""
+    return (right / given)[given > 0].mean()
+
+
+def macro_f1(right: Tensor, said: Tensor, given: Tensor) -> Tensor:
+    """Mean F1 of all classes, (); 0 for one that was neither said nor given, as in the report."""
+    return (2 * right / (said + given).clamp(min=1)).mean()
+
+
+class ClassScore(Metric):
+    """A score that follows from how many images of each class there were, and how many answers.
+
+    Args:
+        num_classes: K.
+        score: Makes it of three counts (K,), as `macro_f1`.
+    """
+
+    higher_is_better = True
+    counts: Tensor
+
+    def __init__(self, num_classes: int, score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.score = score
+        self.add_state("counts", torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, counts: Tensor) -> None:
+        """Add how many images of each class were named right, how many were given its name, how many it has, (3, K)."""
+        self.counts = self.counts + counts
+
+    def compute(self) -> Tensor:
+        """The score over all images, ()."""
+        return self.score(*self.counts)
+
+
 class StageMetrics(nn.Module):
     """Exact metrics over all images of one stage (train, val or test).
 
@@ -49,13 +87,16 @@ class StageMetrics(nn.Module):
     latest batches are kept as they are and given to the torchmetrics objects together. Nothing is lost by it: each
     image counts once, whatever the sizes of the batches.
 
-    One more torchmetrics object as an attribute is one more metric: it is logged as train_NAME, val_NAME, test_NAME.
+    One more torchmetrics object as an attribute is one more metric: it is logged as train_NAME, val_NAME, test_NAME,
+    and ``--monitor val_NAME`` goes by it.
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.loss = MeanLoss()
         self.acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.balanced_acc = ClassScore(num_classes, balanced_accuracy)
+        self.f1 = ClassScore(num_classes, macro_f1)
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []  # loss (), logits (B, K), labels (B,)
 
     @property
@@ -81,8 +122,16 @@ class StageMetrics(nn.Module):
             raise LossError(f"The loss is {losses[first]:.3g}, for {len(losses) - first} batches now")
         sizes = torch.tensor([len(batch) for batch in all_labels], device=losses.device)
         logits, labels = torch.cat(all_logits), _as_classes(torch.cat(all_labels))  # (N, num_classes), (N,)
-        for name, metric in self.by_name.items():
-            metric.update(losses, sizes) if name == "loss" else metric.update(logits, labels)
+        answers = logits.argmax(1)  # (N,), once: of many classes it takes longer than all the rest
+        per_class = (labels[answers == labels], answers, labels)
+        counts = torch.stack([classes.bincount(minlength=logits.shape[1]) for classes in per_class])  # (3, K)
+        for metric in self.by_name.values():
+            if isinstance(metric, MeanLoss):
+                metric.update(losses, sizes)
+            elif isinstance(metric, ClassScore):
+                metric.update(counts)
+            else:
+                metric.update(answers if metric is self.acc else logits, labels)
         self._recent.clear()
 
     def recent(self) -> dict[str, float]:

@@ -145,7 +145,7 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
     "one_cycle": one_cycle,
     "cosine": cosine,
     "step": step,
-    "plateau": ReduceLROnPlateau,  # looks at val_loss after every epoch, the others after every step
+    "plateau": ReduceLROnPlateau,  # looks at the validation after every epoch, the others after every step
 }
 
 
@@ -192,7 +192,7 @@ def build_schedule(
     _check_options(name, schedule, options, {"progress", "optimizer"})
     try:
         if name == "plateau":
-            return {"scheduler": schedule(optimizer, **options), "monitor": "val_loss", "interval": "epoch"}
+            return {"scheduler": schedule(optimizer, **options), "interval": "epoch"}
         for place in (0.0, 1.0):  # now, not at the end of the training
             schedule(place, **options)
     except (ArithmeticError, TypeError, ValueError) as error:

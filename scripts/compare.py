@@ -22,7 +22,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Read the options, curves and numbers of a finished run; an error of any kind says why it is none."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     config = flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    options = {"data": result["data"]} | {n: str(v) for n, v in config if "seed" not in n and n != "data.class_path"}
+    one_of_many = ("data.class_path", "data.init_args.fold")  # folds and seeds repeat one configuration
+    options = {"data": result["data"]} | {n: str(v) for n, v in config if "seed" not in n and n not in one_of_many}
     rows = [*csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines())]
     curves = {name: {int(row["epoch"]) + 1: float(row[name]) for row in rows if row[name]} for name in CURVES}
     return {"folder": folder, "options": options, "numbers": {name: result[name] for name in FORMS}, **curves}
@@ -36,7 +37,7 @@ def spread(runs: list[dict[str, Any]], name: str) -> str:
 
 @command
 def main(words: list[str]) -> None:
-    parser = CommandParser("compare", "Compare finished runs; those that differ in the seed only count as one.")
+    parser = CommandParser("compare", "Compare finished runs; those that differ in seed or fold only count as one.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="runs, folders with runs in them, or patterns")
     parser.add_argument("--output", type=Path, default="comparison.png", metavar="FILE", help="curves [comparison.png]")
     options = parser.parse_args(words)
@@ -57,7 +58,7 @@ def main(words: list[str]) -> None:
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         label = "\n".join(f"{name.rpartition('.')[2]} {run['options'].get(name, '-')}" for name in differing)
-        groups.setdefault(label or "the seed only", []).append(run)
+        groups.setdefault(label or "the seed or fold", []).append(run)
     rows = [[label, str(len(same)), *(spread(same, name) for name in FORMS)] for label, same in groups.items()]
     print_table(["what differs", "runs", *FORMS], rows, right=["runs", *FORMS], title="± is the standard deviation")
     figure = Figure((15, 6), 110, layout="constrained")

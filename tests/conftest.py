@@ -135,14 +135,17 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands of the pages speak of: pictures in folders, a YAML file; see also `run`."""
+    """A folder with what the commands of the pages speak of: pictures, a table, a YAML file; see also `run`."""
     folder = tmp_path_factory.mktemp("project")
     generator = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (folder / "my_pictures" / name).mkdir(parents=True)
         for number in range(20):
             pixels = generator.integers(0, 256, (40, 50, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / "my_pictures" / name / f"{number}.jpg")
+            Image.fromarray(pixels).save(folder / "my_pictures" / name / f"p{number // 4}_{number}.jpg")
+    pictures = sorted((folder / "my_pictures").rglob("*.jpg"))
+    rows = [f"{path.parent.name}/{path.name},{path.parent.name},{path.name[:2]}\n" for path in pictures]
+    (folder / "labels.csv").write_text("file,label,patient\n" + "".join(rows), encoding="utf-8")
     shutil.copytree(ROOT / "configs", folder / "configs")
     shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ def snippets(path: Path) -> list[Snippet]:
 def commands(path: Path) -> list[str]:
     """The lines of the ```bash blocks of a page, without their comments."""
     lines = "".join(COMMANDS.findall(path.read_text(encoding="utf-8"))).splitlines()
-    return [line.partition(" #")[0].strip() for line in lines]
+    return [line.partition(" #")[0].rstrip() for line in lines]
 
 
 def run_snippets(path: Path, folder: Path) -> dict[str, Any]:

@@ -49,6 +49,18 @@ def test_table_and_curves(words: list[str], runs: Path, capsys: pytest.CaptureFi
     assert Path("comparison.png").stat().st_size > 10_000
 
 
+def test_folds_of_one_configuration_count_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for fold, accuracy in enumerate((0.8, 0.9, 0.85), 1):
+        folder = tmp_path / f"runs/{fold}"
+        make_run(folder, "mlp", 0.1, 0, accuracy)
+        config = (folder / "config.yaml").read_text(encoding="utf-8")
+        folds = f"init_args: {{folds: 3, fold: {fold}, "
+        (folder / "config.yaml").write_text(config.replace("init_args: {", folds), encoding="utf-8")
+    assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "x.png")]) == 0
+    (row,) = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if "±" in line and "%" in line]
+    assert row == "the seed or fold 3 85.00% ± 5.00% 0.1500 ± 0.0500 85.00% ± 5.00% 1,234 2 1.5"
+
+
 def test_what_is_no_run_is_said_and_the_others_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(runs / "other", "mlp", 0.1, 0, 0.9, "cifar10", "ema: 0.9\n")  # another data set and one option more
     (runs / "sample-lenet/0/result.json").unlink()

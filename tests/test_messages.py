@@ -43,7 +43,7 @@ MISTAKES = {
     "--data fashion": ["fashion", "fashion_mnist"],
     "--data image_folder --data_dir nowhere": ["nowhere is not a folder"],
     "--data image_folder --data.image_size big": ["image_size", "int"],
-    "--data.image_size 5": ["data.image_size is an option of image_folder only"],
+    "--data.image_size 5": ["data.image_size is an option of image_folder, image_table only"],
     "--data_dir \udcffictures": ["'?ictures' is not UTF-8"],
     "--data.sampling even": ["sampling", "even", "shuffled", "balanced"],
     "--data cifar_10": ["'cifar_10'. Did you mean cifar10?", "image_folder"],
@@ -82,7 +82,7 @@ MISTAKES = {
     "--weights nowhere.ckpt": ["nowhere.ckpt: no such file"],
     **({} if torch.cuda.is_available() else {"--accelerator gpu": ["--accelerator cpu"]}),
     # Only found in training.
-    "--schedule plateau --trainer.check_val_every_n_epoch 2 --max_epochs 2": ["val_loss which is not available"],
+    "--schedule plateau --trainer.check_val_every_n_epoch 2 --max_epochs 2": ["val_acc which is not available"],
     "--trainer.limit_test_batches 0.1 --batch_size 2000": ["limit_test_batches"],
     "--net torchvision/resnet18 --batch_size 1": ["give a larger --batch_size"],
     # A file, of which this is the text.

@@ -23,12 +23,12 @@ ROWS = """[...document.querySelectorAll('article')].map(card =>
 TITLES = "[...document.querySelectorAll('article h2')].map(title => title.textContent)"  # newest first
 
 
-def write_clothes(folder: Path, size: int) -> list[Path]:
-    """Twenty test images: gray, in colour and with transparency; PNG and JPEG, these turned by their EXIF."""
+def write_clothes(folder: Path) -> list[Path]:
+    """Twenty test images of odd sizes: gray, in colour, with transparency; PNG, and JPEG turned by their EXIF."""
     pixels, _, rows = FashionMNISTSample().split("test")
     paths = []
     for number, row in enumerate(rows[:20]):
-        image = Image.fromarray(pixels[row][0].numpy()).resize((size, size))
+        image = Image.fromarray(pixels[row][0].numpy()).resize((25 + 7 * number, 120 - 4 * number))
         image = image.convert(("L", "RGB", "RGBA", "RGB")[number % 4])
         if image.mode == "RGBA":
             image.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -66,7 +66,7 @@ def check_rows(tab: Tab, expected: list[Prediction], tolerance: float) -> None:
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
 def test_dropped_files_get_the_labels_of_predict(width: int, dark: bool, tab: Tab, run: Path, tmp_path: Path) -> None:
-    paths, model = write_clothes(tmp_path, 200), run / "checkpoints" / "best.onnx"
+    paths, model = write_clothes(tmp_path), run / "checkpoints" / "best.onnx"
     expected = predict(open_model(model), paths, 5)
     with serve(model) as served:
         tab.open(served.url, width, dark=dark)
@@ -101,7 +101,7 @@ def test_dropped_files_get_the_labels_of_predict(width: int, dark: bool, tab: Ta
 def test_the_page_without_a_server_gives_the_labels_of_predict(tab: Tab, run: Path, tmp_path: Path) -> None:
     words = [str(run / "checkpoints" / "best.ckpt"), "--format", "web", "--output", str(tmp_path / "web")]
     assert script("export")([*words, "--onnxruntime_web", str(RUNTIME)]) == 0
-    paths = write_clothes(tmp_path, 28)
+    paths = write_clothes(tmp_path)
     expected = predict(open_model(tmp_path / "web" / "model.onnx"), paths, 5)
     handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
     handler.func.log_message = lambda *_: None  # type: ignore[attr-defined]

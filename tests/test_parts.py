@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from data_modules import DataError, DataNote, OptionError
 from data_modules.base import SPLITS, Split
 from data_modules.image_folder import ImageFolder
+from data_modules.images.dataset import ImageFiles
 from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, Numbers, among, cut, remembered
 
 # --- the rule, on random fingerprints ---------------------------------------------------------------------------------
@@ -80,6 +82,62 @@ def test_what_was_trained_on_is_never_tested(seed: int) -> None:
         lists = [np.concatenate([had, digests[part == place]]) for place, had in enumerate(lists)]
 
 
+def random_groups(random: np.random.Generator, count: int, classes: int) -> tuple[Numbers, Numbers]:
+    """Labels (N,) and marks (N, 4): as `random_set`, in groups of one class or of several; some images in none."""
+    labels, digests = random_set(random, count, classes, wrong=0.0)
+    groups = random.integers(0, max(2, count // int(random.integers(2, 12))), count)
+    mixed = random.random(count) < random.choice([0.0, 0.3, 1.0])
+    labels = np.where(mixed, labels, groups % classes)
+    groups[random.random(count) < 0.1] = -1
+    return labels, np.column_stack([digests, labels, (groups + 1) * 7_368_787])
+
+
+def unions(marks: Numbers) -> list[set[int]]:
+    """Which images belong together, found the slow way."""
+    sets: list[set[int]] = []
+    for row in range(len(marks)):
+        one = {row}
+        for other in [s for s in sets if any(among(marks[[row]], marks[[member]])[0] for member in s)]:
+            sets.remove(other)
+            one |= other
+        sets.append(one)
+    return sets
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_groups_and_copies_stay_together_and_classes_keep_their_shares(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels, marks = random_groups(random, int(random.integers(10, 120)), int(random.integers(2, 6)))
+    part = cut(labels, marks, np.full(len(labels), OPEN), fractions := {TEST: 0.2, VAL: 0.15}, seed)
+    sets = unions(marks)
+    assert set(part) <= {TRAIN, VAL, TEST}
+    assert all(len(set(part[list(together)])) == 1 for together in sets)
+    for label in np.unique(labels):
+        rest, largest = int((labels == label).sum()), max(len(s) for s in sets if (labels[list(s)] == label).any())
+        for name, share in fractions.items():
+            got = int((part[labels == label] == name).sum())
+            assert abs(got - share * rest) <= largest
+            rest -= got
+    order = random.permutation(len(labels))  # names and places do not matter
+    assert (cut(labels[order], marks[order], np.full(len(labels), OPEN), fractions, seed) == part[order]).all()
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_group_that_was_trained_on_is_never_tested(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels, marks = random_groups(random, 100, 3)
+    part = cut(labels, marks, np.full(len(labels), OPEN), {TEST: 0.2, VAL: 0.1}, seed)
+    lists = [marks[part == place] for place in (TRAIN, VAL, TEST)]
+    for later in range(3):
+        kept, (more, others) = random.permutation(len(labels))[:80], random_groups(random, 40, 3)
+        others[:, :2] += later + 1  # other images of the same groups
+        labels, marks = np.append(labels[kept], more), np.concatenate([marks[kept], others])
+        known = remembered(marks, lists, np.full(len(labels), TRAIN))
+        part = cut(labels, marks, known, {TEST: 0.3, VAL: 0.1}, seed)
+        assert not among(marks[part == TEST], np.concatenate(lists[:2])).any()
+        lists = [np.concatenate([had, marks[part == place]]) for place, had in enumerate(lists)]
+
+
 # --- real folders -----------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +147,7 @@ def save(path: Path, seed: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def contents(data: ImageFolder) -> dict[Split, set[bytes]]:
+def contents(data: ImageFiles) -> dict[Split, set[bytes]]:
     """The pixels of each part."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNote)
@@ -247,3 +305,116 @@ def test_a_checkpoint_that_does_not_know_its_parts(root: Path) -> None:
     data.known_parts = {}
     with pytest.raises(DataError, match="did not keep which images it was trained on"):
         data.split("test")
+
+
+# --- groups and folds -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes, 12 patients with 5 images each, every fourth of them with images of both classes."""
+    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+    for number in range(60):
+        patient = number // 5
+        name = ("ill", "well")[(number if patient % 4 == 0 else patient) % 2]
+        save(tmp_path / "data" / name / f"p{patient}_{number:02}.png", number)
+    return tmp_path / "data"
+
+
+GROUP = r"([^/_]+)_[^/]*$"
+
+
+def patients_in(data: ImageFiles) -> dict[Split, set[str]]:
+    return {
+        split: {Path(data._listing.files[row]).name.partition("_")[0] for row in data.split(split)[2]}
+        for split in SPLITS
+    }
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_group_by_keeps_groups_together_and_a_run_remembers_them(patients: Path, seed: int) -> None:
+    run = ImageFolder(str(patients), group_by=GROUP, seed=seed, test_fraction=0.2)
+    before = patients_in(run)
+    assert sum(map(len, before.values())) == 12
+    assert run.facts()["groups"].startswith("12 of 5 to 5 images, ")
+    assert patients_in(ImageFolder(str(patients), group_by=r"p\d+", seed=seed, test_fraction=0.2)) == before
+    for number in range(12):  # all of what there was of them is replaced
+        for path in patients.rglob(f"p{number}_*"):
+            path.unlink()
+            save(path.with_name(f"p{number}_new{path.name}"), 1000 + number * 100 + len(path.name))
+            save(path.with_name(f"p{number}_more{path.name}"), 5000 + int(path.stem[-2:]))
+    save(patients / "ill" / "p77_1.png", 9999)
+    later = ImageFolder(str(patients), group_by=GROUP, seed=seed + 1, test_fraction=0.3)
+    later.known_parts = run.parts()
+    now = patients_in(later)
+    assert all(before[split] <= now[split] | {"p77"} for split in SPLITS)
+    assert sum(map(len, now.values())) == 13
+    run.known_parts = {name: table[:, :3] if table.ndim == 2 else table for name, table in run.parts().items()}
+    assert run.parts()["train"].shape[1] == 4  # what an older version remembered can be taken up
+
+
+def test_copies_link_groups(patients: Path) -> None:
+    for number in range(0, 55, 5):  # each patient has a copy of an image of the next
+        source = next(patients.rglob(f"*_{number + 5:02}.png"))
+        shutil.copy(source, source.with_name(f"p{number // 5}_copy.png"))
+    with pytest.raises(DataError, match=r"too few images for a val part; .*, in as many groups"):
+        ImageFolder(str(patients), group_by=GROUP).prepare_data()
+
+
+def test_groups_in_two_parts_of_the_user_are_named(patients: Path) -> None:
+    for name in ("ill", "well"):
+        shutil.copytree(patients / name, patients.parent / "own" / "train" / name)
+        (patients.parent / "own" / "test" / name).mkdir(parents=True)
+    for path in sorted((patients.parent / "own" / "train").rglob("p[12]_*"))[::2]:
+        path.rename(patients.parent / "own" / "test" / path.parent.name / path.name)
+    data = ImageFolder(str(patients.parent / "own"), group_by=GROUP)
+    with pytest.warns(DataNote, match=r"2 groups lie in two parts(?s:.*)\n  p1: 3 \w+, 2 test"):
+        data.prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", "not a regular expression: missing"),
+        ("nothing", "no group in 60 of 60 images, for instance ill/p0_"),
+    ],
+)
+def test_a_wrong_group_by(pattern: str, message: str, patients: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        ImageFolder(str(patients), group_by=pattern).prepare_data()
+    with pytest.warns(DataNote, match=r"no group in 5 of 60 images, for instance well/p3_15\.png; each is on its own"):
+        ImageFolder(str(patients), group_by="p[0-24-9]|p1[01]").prepare_data()
+
+
+@pytest.mark.parametrize("group_by", [None, GROUP])
+def test_folds_are_disjoint_and_cover_everything(patients: Path, group_by: str | None) -> None:
+    folds = [ImageFolder(str(patients), folds=4, fold=k, group_by=group_by) for k in (1, 2, 3, 4)]
+    tested = [fold.split("test")[2].tolist() for fold in folds]
+    assert sorted(row for rows in tested for row in rows) == list(range(60))
+    for fold, rows in zip(folds, tested, strict=True):
+        assert abs(len(rows) - 15) <= (5 if group_by else 1)
+        assert sorted([*rows, *fold.split("train")[2].tolist(), *fold.split("val")[2].tolist()]) == list(range(60))
+        if group_by:
+            assert sum(map(len, patients_in(fold).values())) == 12
+    later = ImageFolder(str(patients), folds=4, fold=3, group_by=group_by)
+    later.known_parts = folds[0].parts()
+    assert contents(later) == contents(folds[0])
+    assert "shares of 0.1, 0.1, fold 1 of 4" in later.part_changes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, "folds is 1; it must be at least 2"),
+        ({"fold": 2}, "fold is 2; it must be left out without folds"),
+        ({"folds": 3, "fold": 4}, "fold is 4; it must be from 1 to 3"),
+        ({"folds": 3, "test_fraction": 0.2}, r"test_fraction is 0\.2; it must be left out with folds"),
+    ],
+)
+def test_wrong_folds(options: dict[str, Any], message: str, patients: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        ImageFolder(str(patients), **options)
+    shutil.copytree(patients, patients.parent / "own" / "train")
+    shutil.copytree(patients, patients.parent / "own" / "test")
+    with pytest.raises(OptionError, match=r"folds is 3; it must be left out: .* has a test part"):
+        ImageFolder(str(patients.parent / "own"), folds=3).prepare_data()

@@ -57,14 +57,14 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir(), "lit-nn-cache")
 
 
-def cached_images(root: Path, files: list[str], settings: Settings, keep_failures: bool) -> ImageCache:
+def cached_images(root: Path, files: list[str], settings: Settings, keep_failures: bool, listed_by: str) -> ImageCache:
     """Decode images, or find them decoded by an earlier run; of several processes one works and the others wait.
 
     Paths of files are relative to the root. With ``keep_failures`` a later run may reuse a cache in which images are
     missing. Raises DataError if the cache cannot be written.
     """
-    # One cache for a folder and settings, replaced when a file changes, so that old ones do not pile up.
-    options = os.fsencode(f"{root.resolve()}\n{tuple(settings)}")
+    # One cache for a folder, settings and who listed it, replaced when a file changes, so that old ones do not pile up.
+    options = os.fsencode(f"{root.resolve()}\n{tuple(settings)}\n{listed_by}")
     name = root.resolve().name.encode("ascii", "ignore").decode()[:100]  # not every system can write other letters
     name = f"{name}-{hashlib.sha256(options).hexdigest()[:16]}"
     listing = [(file, _state(os.path.join(root, file))) for file in files]  # noqa: PTH118 (Path objects take longer)

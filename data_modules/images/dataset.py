@@ -1,5 +1,10 @@
 """What data sets of image files share: a subclass lists the files; decoding, cache, checks and parts are here."""
 
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -7,13 +12,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from data_modules.base import SPLITS, ImageDataModule, Parts, Split, say
-from data_modules.errors import DataError, require, some
+from data_modules.errors import DataError, OptionError, require, some
 from data_modules.files import atomic_path
-from data_modules.images.cache import ImageCache, Settings, cache_folder, cached_images
-from data_modules.images.decode import printable
+from data_modules.images.cache import SAMPLED, ImageCache, Settings, cache_folder, cached_images
+from data_modules.images.decode import FORMATS, digest, printable
 from data_modules.images.fit import FITS
 from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, Numbers, among, copies, cut, remembered
 
@@ -25,13 +33,16 @@ class Listing(NamedTuple):
     files: list[str]  # paths, relative to the folder of the data set
     labels: list[int]
     splits: list[Split]  # where the user put each image; the parts that have none are cut from "train"
+    groups: list[str] = []  # name of each image's group, "" if it has none; empty without groups
+    weights: list[float] = []  # how often each image is drawn with ``sampling="weighted"``; empty without weights
 
 
 class ImageFiles(ImageDataModule):
     """A data set of image files, of which a subclass implements `list_images`.
 
-    Identical images lie in one part. Which part it is depends on the image and the seed, and a run remembers it
-    (`parts`): whatever comes, goes or is renamed later, what a run was trained on is never among what it is tested on.
+    Identical images lie in one part, and so do the images of a group. Which part it is depends on the image, or the
+    group, and the seed, and a run remembers it (`parts`): whatever comes, goes or is renamed later, what a run was
+    trained on, or anything of the same group, is never among what it is tested on.
 
     Args:
         data_dir: The folder.
@@ -40,6 +51,11 @@ class ImageFiles(ImageDataModule):
         channels: 1 for gray, 3 for colour; None for gray if these thousand are all gray, else colour.
         test_fraction: Share of each class that is held out for the test, if the data set has no test part of its own.
         on_error: What an image that cannot be read does: "stop" (after listing all of them), or "skip".
+        group_by: Regular expression that finds an image's group (a patient, a camera) in its path, in which "/" parts
+            the folders: what its brackets match, or else all of it. ``([^/_]+)_[^/]*$`` is the part of the name before
+            the first "_".
+        folds: Cut the training images into so many parts of equal size, one of which becomes the test part.
+        fold: Which one, from 1 to ``folds``.
         options: What every data set takes: ``batch_size``, ``val_fraction``, ``augment``, ``seed``, ...
     """
 
@@ -52,6 +68,9 @@ class ImageFiles(ImageDataModule):
         channels: int | None = None,
         test_fraction: float = 0.1,
         on_error: Literal["stop", "skip"] = "stop",
+        group_by: str | None = None,
+        folds: int | None = None,
+        fold: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(data_dir, **options)
@@ -62,8 +81,19 @@ class ImageFiles(ImageDataModule):
         require("test_fraction", test_fraction, 0 < test_fraction < 1, "between 0 and 1")
         require("on_error", on_error, on_error in ("stop", "skip"), "stop or skip")
         (self.height, self.width), self.channels = sides, channels
+        self._listed_by = type(self).__name__  # each has a cache of its own, so that none replaces another's
         self.test_fraction, self.on_error = test_fraction, on_error
         self._fractions.append(test_fraction)
+        require("folds", folds, folds is None or folds >= 2, "at least 2")
+        require("fold", fold, 1 <= fold <= (folds or 1), f"from 1 to {folds}" if folds else "left out without folds")
+        if folds:
+            require("test_fraction", test_fraction, test_fraction == 0.1, "left out with folds")
+            self._fractions += [folds, fold]
+        self.folds = folds
+        try:
+            self.group_by = group_by if group_by is None else re.compile(group_by)
+        except re.error as error:
+            raise OptionError(f"group_by {group_by} is not a regular expression: {error}") from error
 
     def list_images(self) -> Listing:
         """Find the images; raises DataError, or OSError where a folder cannot be looked into."""
@@ -112,9 +142,42 @@ class ImageFiles(ImageDataModule):
     @cached_property
     def _listing(self) -> Listing:
         try:
-            return self.list_images()
+            listing = self.list_images()
         except OSError as error:
             raise DataError(f"{printable(error.filename)} cannot be looked into: {error.strerror}") from error
+        if self.group_by is None:
+            return listing
+        require("group_by", self.group_by.pattern, not listing.groups, "left out: the table has groups")
+        paths = [unicodedata.normalize("NFC", file.replace(os.sep, "/")) for file in listing.files]
+        found = [self.group_by.search(path) for path in paths]
+        names = ["/".join(filter(None, match.groups())) or match[0] if match else "" for match in found]
+        if lone := [path for path, name in zip(paths, names, strict=True) if not name]:
+            which = f"{len(lone)} of {len(names)} images, for instance {printable(lone[0])}"
+            require("group_by", self.group_by.pattern, any(names), f"another one: it finds no group in {which}")
+            say(f"{self.data_dir}: group_by finds no group in {which}; each is on its own")
+        return listing._replace(groups=names)
+
+    @property
+    def weights(self) -> Tensor | None:  # type: ignore[override]
+        """How often each image is to be drawn, float64 (N,); None if nobody has said it."""
+        return torch.tensor(self._listing.weights, dtype=torch.float64) if self._listing.weights else None
+
+    def facts(self) -> dict[str, str]:
+        """Size of the files' images, of about a thousand, and of the groups."""
+        files, sizes = self._listing.files, []
+        for file in files[:: max(1, len(files) // SAMPLED)]:
+            with suppress(Exception), Image.open(Path(self.data_dir, file), formats=FORMATS) as image:
+                sizes.append(image.size)
+        sizes.sort(key=lambda size: size[0] * size[1])
+        least, median, most = (f"{w} x {h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+        facts = {"sizes of files": f"{least} to {most}, median {median} (width x height)"}
+        if groups := self._group_counts({split: self.split(split)[2].numpy() for split in SPLITS}):
+            totals = [counts.total() for counts in groups.values()]
+            inside = ", ".join(f"{sum(split in counts for counts in groups.values())} in {split}" for split in SPLITS)
+            alone = sum(len(self.split(split)[2]) for split in SPLITS) - sum(totals)
+            facts["groups"] = f"{len(groups)} of {min(totals)} to {max(totals)} images, {inside}"
+            facts["groups"] += f"; {alone} images in no group" if alone else ""
+        return facts
 
     @cached_property
     def _images(self) -> ImageCache:
@@ -122,13 +185,14 @@ class ImageFiles(ImageDataModule):
         files, root, skip = self._listing.files, Path(self.data_dir), self.on_error == "skip"
         known, fit = self._known_settings(), FITS.index(self.fit)
         asked = Settings(self.channels, self.height, self.width, None, fit)
-        images = cached_images(root, files, asked, skip)
+        images = cached_images(root, files, asked, skip, self._listed_by)
         channels, height, width = images.images.shape[1:]
         given = Settings(channels, height, width, images.levels, fit)
         open_yet = [name for name in ("channels", "height", "width", "levels") if getattr(asked, name) is None]
         needed = asked._replace(**{name: getattr(known, name) for name in open_yet})
         if any(None not in pair and len(set(pair)) > 1 for pair in zip(given, needed, strict=True)):
-            images = cached_images(root, files, needed, skip)  # what suits the images has changed since the run began
+            # What suits the images has changed since the run began.
+            images = cached_images(root, files, needed, skip, self._listed_by)
         if images.failures:
             lines = [f"{printable(files[row])}: {reason}" for row, reason in sorted(images.failures.items())]
             report = self._list(f"{len(lines)} of {len(files)} images in {root} cannot be read:", lines, "unreadable")
@@ -175,26 +239,30 @@ class ImageFiles(ImageDataModule):
         own = {"settings": [*self.image_shape, self.levels, FITS.index(self.fit)], "sizes": [*map(len, now.values())]}
         parts = super().parts() | {name: known.get(name, torch.tensor(numbers)) for name, numbers in own.items()}
         for split, rows in now.items():
-            parts[split] = torch.cat([known.get(split, rows[:0]), rows]).unique(dim=0)
+            had = known.get(split, rows[:0])  # older versions knew no groups
+            parts[split] = torch.cat([F.pad(had, (0, rows.shape[1] - had.shape[1])), rows]).unique(dim=0)
         return parts
 
     @cached_property
     def _marks(self) -> Numbers:
-        """Fingerprints of each image's file and pixels, decoded as when the run began, and its label: (N, 3)."""
+        """Fingerprints of each image's file and pixels, decoded as when the run began, its label, its group: (N, 4)."""
         images, began = self._images, self._known_settings()
         if self._known and (*began[:3], began.fit) != (*self.image_shape, FITS.index(self.fit)):
-            images = cached_images(Path(self.data_dir), self._listing.files, began, True)
-        return np.column_stack([images.digests, np.array(self._listing.labels, np.int64)])
+            images = cached_images(Path(self.data_dir), self._listing.files, began, True, self._listed_by)
+        labels, groups = self._listing.labels, self._listing.groups or [""] * len(self._listing.labels)
+        fingerprints = {name: digest(os.fsencode(name)) if name else 0 for name in set(groups)}
+        return np.column_stack([images.digests, labels, [fingerprints[name] for name in groups]])
 
     def _parts(self, name: Split) -> Parts:
         listing, lists, marks = self._listing, self._known, self._marks
         labels = marks[:, 2]  # (N,)
         folders = np.array([SPLITS.index(split) for split in listing.splits])  # (N,), as the user laid them out
-        seed, (val, test) = self._cut()
+        seed, (val, test, *fold) = self._cut()
         fractions = {part: share for part, share in ((TEST, test), (VAL, val)) if part not in folders}
         for name, share in (("val", val), ("test", test)) if lists is None else ():
             has_part = f"left out: {self.data_dir} has a {name} part"
             require(f"{name}_fraction", share, share == 0.1 or name not in listing.splits, has_part)
+            require("folds", self.folds, not fold or name == "val" or name not in listing.splits, has_part)
         if fractions and lists == {}:
             raise DataError(
                 "this checkpoint comes from a version that did not keep which images it was trained on, so none can be "
@@ -205,12 +273,15 @@ class ImageFiles(ImageDataModule):
         pool = (folders == TRAIN) & self._is_cut  # what parts are cut from
         known = remembered(marks, [lists[split].numpy() for split in SPLITS] if lists else [], folders)
         part = np.where((known == OPEN) | (folders < 0), np.where(pool, OPEN, folders), known)
+        if fold and fractions.pop(TEST, 0):
+            part[pool & (part == OPEN) & (self._fold_of(pool, int(fold[0]), seed) == fold[1])] = TEST
         part[pool] = cut(labels[pool], marks[pool], part[pool], fractions, seed)
         if lists:
             had = torch.cat([lists[split] for split in SPLITS]).unique(dim=0).numpy()
-            here, same_class = part >= 0, among(*(rows[:, :2] ^ rows[:, 2:] for rows in (marks, had)))
-            counts = {"new": here & (known == OPEN), "gone": ~among(had, marks[here])}
-            counts["in another class"] = here & (known != OPEN) & ~same_class
+            here, same_class = part >= 0, among(*(rows[:, :2] ^ rows[:, 2:3] for rows in (marks, had)))
+            new = here & ~among(marks[:, :2], had[:, :2])
+            counts = {"new": new, "gone": ~among(had[:, :2], marks[here, :2])}
+            counts["in another class"] = here & ~new & ~same_class
             counts["kept in the part that they had"] = (part != folders) & ~pool
             changes = [f"{found.sum()} {what}" for what, found in counts.items() if found.any()]
             sizes = zip(SPLITS, lists["sizes"].tolist(), np.bincount(part + 1, minlength=4)[1:], strict=True)
@@ -221,6 +292,14 @@ class ImageFiles(ImageDataModule):
         arrays = (self._images.images, torch.from_numpy(labels))
         return {split: (arrays, torch.from_numpy(np.flatnonzero(part == place))) for place, split in enumerate(SPLITS)}
 
+    def _fold_of(self, pool: NDArray[np.bool_], folds: int, seed: int) -> Numbers:
+        """Number of each image's fold, from 1 on; 0 if it is not in the pool (N,)."""
+        marks, fold = self._marks[pool], np.zeros(len(pool), np.int64)
+        shares = {OPEN + number: 1 / (folds + 1 - number) for number in range(1, folds)}  # of what is left
+        numbers = cut(marks[:, 2], marks, np.full(len(marks), OPEN), shares, seed) - OPEN
+        fold[pool] = np.where(numbers < 0, folds, numbers)
+        return fold
+
     def _check_counts(self, labels: Numbers, part: Numbers) -> None:
         """Look for parts that lack images; of a run that goes on or is evaluated, only the test could."""
         for place, split in enumerate(SPLITS) if self._known is None else [(TEST, "test")]:
@@ -230,13 +309,15 @@ class ImageFiles(ImageDataModule):
                 raise DataError(f"{self.data_dir}: no training image of {lacking}; add some or remove the class")
             if not counts.any():
                 laid_out = split in self._listing.splits
-                reason = "none can be read" if laid_out else "each class needs three or more different ones"
+                grouped = ", in as many groups" if self._listing.groups else ""
+                enough = f"each class needs three or more different ones{grouped}"
+                reason = "none can be read" if laid_out else enough
                 raise DataError(f"{self.data_dir}: too few images for a {split} part; {reason}")
             if lacking:
                 say(f"{self.data_dir}: the {split} part has no image of {lacking}")
 
     def _check_copies(self, labels: Numbers, part: Numbers) -> None:
-        """Name identical images of two classes, and those of two parts, which only the user himself can have made."""
+        """Name identical images of two classes, and what is in two parts, which only the user can have made."""
         rows, files, (_, *size) = np.flatnonzero(part >= 0), self._listing.files, self.image_shape
         sets = [rows[places].tolist() for places in copies(self._marks[rows, 1])]
         for name, values, trouble in (
@@ -247,3 +328,21 @@ class ImageFiles(ImageDataModule):
             lines = [" = ".join(f"{SPLITS[part[row]]} {printable(files[row])}" for row in same) for same in mixed]
             if lines:
                 say(self._list(f"{self.data_dir}: {len(lines)} images lie {trouble}", lines, name))
+        groups = self._group_counts({split: np.flatnonzero(part == place) for place, split in enumerate(SPLITS)})
+        lines = [
+            f"{printable(name)}: {', '.join(f'{count} {split}' for split, count in inside.items())}"
+            for name, inside in groups.items()
+            if len(inside) > 1
+        ]
+        if lines:
+            trouble = "groups lie in two parts, which makes results look better than they are"
+            say(self._list(f"{self.data_dir}: {len(lines)} {trouble}", lines, "groups"))
+
+    def _group_counts(self, parts: Mapping[Split, Numbers]) -> dict[str, Counter[Split]]:
+        """How many images each group has in each part that has any of it; parts are rows of images."""
+        names, counts = self._listing.groups, dict[str, Counter[Split]]()
+        for split, rows in parts.items() if names else ():
+            for row in rows.tolist():
+                if names[row]:
+                    counts.setdefault(names[row], Counter())[split] += 1
+        return counts

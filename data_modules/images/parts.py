@@ -10,9 +10,18 @@ TRAIN, VAL, TEST, OPEN = range(4)  # parts, and what has to be cut yet
 Numbers = NDArray[np.int64]
 
 
-def among(digests: Numbers, known: Numbers) -> NDArray[np.bool_]:
-    """Which images (N, 2) have the same file or the same pixels as one of the known ones (M, 2); bool (N,)."""
-    return np.isin(digests[:, 0], known[:, 0]) | np.isin(digests[:, 1], known[:, 1])
+def groups_of(marks: Numbers) -> Numbers:
+    """Fingerprint of each image's group, 0 if it has none (N,); what older versions remembered (N, 3) has no groups."""
+    return marks[:, 3] if marks.shape[1] > 3 else np.zeros(len(marks), np.int64)
+
+
+def among(marks: Numbers, known: Numbers) -> NDArray[np.bool_]:
+    """Which images have the same file, the same pixels or the same group as one of the known ones; bool (N,).
+
+    Both are rows (file, pixels) of fingerprints, or (file, pixels, label, group).
+    """
+    groups, same = groups_of(known), [np.isin(marks[:, column], known[:, column]) for column in (0, 1)]
+    return same[0] | same[1] | np.isin(groups_of(marks), groups[groups != 0])
 
 
 def copies(pixels: Numbers) -> list[Numbers]:
@@ -22,61 +31,101 @@ def copies(pixels: Numbers) -> list[Numbers]:
     return sorted((places for places in sets if len(places) > 1), key=lambda places: int(places[0]))
 
 
-def remembered(digests: Numbers, lists: Sequence[Numbers], folders: Numbers) -> Numbers:
-    """The part in which a run had each image (N, 2), by its lists of the parts' images; OPEN for new images (N,)."""
-    known, had = np.full(len(folders), OPEN), [among(digests, images) for images in lists]
-    for part in reversed(range(len(had))):  # what was trained on once is not tested ...
-        known[had[part]] = part
-    for part in range(len(had)):  # ... unless the user had it in a folder of each
-        known[had[part] & (folders == part)] = part
+def units(*keys: Numbers) -> Numbers:
+    """Number of each image's unit (N,): images with the same key (N,) are in one, also where others link them."""
+    unit, numbers = np.arange(len(keys[0])), [np.unique(key, return_inverse=True)[1] for key in keys]
+    while True:
+        before = unit
+        for number in numbers:
+            least = np.full(len(unit), len(unit))
+            np.minimum.at(least, number, unit)
+            unit = least[number]
+        if np.array_equal(unit, before):
+            return np.unique(unit, return_inverse=True)[1]
+
+
+def remembered(marks: Numbers, lists: Sequence[Numbers], folders: Numbers) -> Numbers:
+    """The part in which a run had each image, or its group, by its lists of the parts' images; else OPEN (N,)."""
+    known = np.full(len(folders), OPEN)
+    for part in reversed(range(len(lists))):  # what was trained on once is not tested ...
+        known[among(marks, lists[part])] = part
+    for part, images in enumerate(lists):  # ... unless the user had it in a folder of each
+        known[among(marks[:, :2], images[:, :2]) & (folders == part)] = part
     return known
 
 
-def cut(labels: Numbers, digests: Numbers, placed: Numbers, fractions: Mapping[int, float], seed: int) -> Numbers:
-    """Divide images among the parts, stratified by class; identical images stay together.
+def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int, float], seed: int) -> Numbers:
+    """Divide images among the parts, stratified by class; identical images and those of a group stay together.
 
-    Within a class, the order in which images go to a part depends on the seed and each image's own file, not on names
-    or other images. A part gets its exact share of a class as far as what stays together allows, and of two or more
-    different images at least one but never all.
+    Within a class, the order in which images go to a part depends on the seed and each image's own file, or its group,
+    not on names or other images. A part gets its exact share of a class as far as what stays together allows, and of
+    two or more different images, or groups, at least one but never all.
 
     Args:
         labels: Class of each image (N,).
-        digests: Fingerprints of each image's file and of its pixels (N, 2).
-        placed: Part of each image that has one already, else OPEN (N,). Of identical ones the first part decides.
-        fractions: Share of each class, by part: first TEST, then VAL, which takes from the rest.
+        marks: Fingerprints of each image, see `among`.
+        placed: Part of each image that has one already, else OPEN (N,). Of what stays together the first part decides.
+        fractions: Share of each class, by part, each of what the parts before have left: TEST, then VAL.
         seed: Decides, with the files, which images go.
     """
-    units, unit = np.unique(digests[:, 1], return_inverse=True)
-    first_part, first_file = np.full(len(units), OPEN), np.full(len(units), np.iinfo(np.int64).max)
+    groups = groups_of(marks)
+    unit = units(marks[:, 1], np.where(groups == 0, marks[:, 1], groups))
+    count = int(unit.max(initial=-1)) + 1
+    first_part, first_name = np.full(count, OPEN), np.full(count, np.iinfo(np.int64).max)
     np.minimum.at(first_part, unit, placed)
-    np.minimum.at(first_file, unit, digests[:, 0])
+    np.minimum.at(first_name, unit, np.where(groups == 0, marks[:, 0], groups))
     salt, part = str(seed).encode(), first_part.tolist()
-    draws = [hashlib.blake2b(file.tobytes(), key=salt).digest() for file in first_file]
-    contents: list[dict[int, int]] = [{} for _ in units]  # images of each class in a unit: of most units a single one
+    draws = [hashlib.blake2b(name.tobytes(), key=salt).digest() for name in first_name]
+    contents: list[dict[int, int]] = [{} for _ in draws]  # images of each class in a unit: of most units a single one
     for one, label in zip(unit.tolist(), labels.tolist(), strict=True):
         contents[one][label] = contents[one].get(label, 0) + 1
-    order = sorted(range(len(units)), key=draws.__getitem__)
-    small = sorted(order, key=lambda one: sum(contents[one].values()))
+    order = sorted(range(count), key=draws.__getitem__)
 
     rest = np.bincount(labels)
     for later, (name, fraction) in zip(reversed(range(len(fractions))), fractions.items(), strict=True):
         held = np.bincount(labels[np.equal(part, name)[unit]], minlength=len(rest))
-        target = np.minimum(np.maximum(np.round(fraction * rest).astype(np.int64), 1), rest - 1).tolist()
-        need = [share - count for share, count in zip(target, held.tolist(), strict=True)]  # of images
+        target = np.minimum(np.maximum(np.round(fraction * rest).astype(np.int64), 1), rest - 1)
         free = [0] * len(rest)  # units that may be taken: the parts that come later want at least one, too
         for one in order:
             for label in contents[one] if part[one] in (TRAIN, OPEN) else ():
                 free[label] += 1
-        free = [units - max(1, min(later + 1, units - 1)) for units in free]
-        # First what fits; then, for classes of which nothing did, the smallest that there is.
-        for one, in_any_case in [*((one, False) for one in order), *((one, True) for one in small)]:
-            if part[one] == OPEN and all(
-                free[label] > 0 and (count <= need[label] or (in_any_case and need[label] == target[label] > 0))
-                for label, count in contents[one].items()
-            ):
-                part[one] = name
-                for label, count in contents[one].items():
-                    need[label] -= count
-                    free[label] -= 1
+        free = [there - max(1, min(later + 1, there - 1)) for there in free]
+        still_open = [one for one in order if part[one] == OPEN]
+        for one in _pick(still_open, contents, target.tolist(), (target - held).tolist(), free):
+            part[one] = name
         rest -= np.bincount(labels[np.equal(part, name)[unit]], minlength=len(rest))
     return np.where(np.equal(part, OPEN), TRAIN, part)[unit]
+
+
+def _pick(
+    order: list[int], contents: list[dict[int, int]], target: list[int], need: list[int], free: list[int]
+) -> set[int]:
+    """The units that give each class the images that it needs of its target, taking no more units of it than are free.
+
+    Both lists are used up. Each unit is moved only as often as the classes get nearer to their targets by it.
+    """
+    picked: set[int] = set()
+
+    def move(one: int, sign: int) -> None:
+        picked.symmetric_difference_update([one])
+        for label, count in contents[one].items():
+            need[label] -= sign * count
+            free[label] -= sign
+
+    def off(label: int, need: int) -> float:
+        """How far a class is from its target; to have nothing of it is worst."""
+        return abs(need) / max(target[label], 1) + 1000 * (need == target[label] > 0)
+
+    for one in order:  # first what fits
+        if all(free[label] > 0 and count <= need[label] for label, count in contents[one].items()):
+            move(one, 1)
+    small, moved = sorted(order, key=lambda one: sum(contents[one].values())), any(need)
+    while moved:  # then whatever brings the classes nearer to their targets, the smallest first, in or out
+        moved = False
+        for one in small:
+            sign = -1 if one in picked else 1
+            gain = sum(off(k, need[k]) - off(k, need[k] - sign * count) for k, count in contents[one].items())
+            if gain > 1e-9 and (sign < 0 or all(free[label] > 0 for label in contents[one])):
+                move(one, sign)
+                moved = True
+    return picked

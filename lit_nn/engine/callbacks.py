@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import itertools
+import operator
 import os
 import signal
 import sys
@@ -35,7 +36,7 @@ ASK_EVERY = 8  # steps between two questions of several processes to one another
 
 
 class Checkpoints(Checkpoint):
-    """Saves best.ckpt (highest validation accuracy so far) and last.ckpt.
+    """Saves best.ckpt (the best validation so far, by what the classifier monitors) and last.ckpt.
 
     Only between two epochs or between two optimizer steps, when nothing of the step or epoch before is still to come.
     Lightning's ModelCheckpoint saves while an epoch ends, before its schedule and its training metrics are done with
@@ -128,8 +129,10 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save what the training has come to."""
-        score, best = trainer.callback_metrics.get("val_acc"), self.folder / "best.ckpt"
-        if is_best := score is not None and (self.best_score is None or score.item() > self.best_score):
+        classifier, best = cast(LitClassifier, trainer.lightning_module), self.folder / "best.ckpt"
+        score = trainer.callback_metrics.get(classifier.hparams["monitor"])
+        better = operator.gt if classifier.mode == "max" else operator.lt
+        if is_best := score is not None and (self.best_score is None or better(score.item(), self.best_score)):
             self.best_score, self.best_epoch = score.item(), trainer.current_epoch - 1
             self._save(trainer, best)
         if is_best and not self._ends_inside and trainer.is_global_zero:
@@ -257,7 +260,7 @@ class MetricsCSV(Callback):
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         rows = [row for row in csv.DictReader(lines) if int(row["epoch"]) < epoch]
         names = [name for name in metrics if name not in ("train_loss_step", "lr")]
-        columns = dict.fromkeys([*self.COLUMNS, *names, *(name for row in rows for name in row)])
+        columns = dict.fromkeys([*self.COLUMNS, *sorted({*names, *(name for row in rows for name in row)})])
         values = {n: metrics[n].item() for n in names if epoch == self.validated or not n.startswith("val_")}
         values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row = {name: f"{value:.7g}" for name, value in values.items()}  # a float32 has no more digits
@@ -319,14 +322,20 @@ class ProgressBar(TQDMProgressBar):
     def _print_epoch(self, trainer: L.Trainer) -> None:
         metrics = trainer.callback_metrics
         if self.is_disabled and trainer.is_global_zero and "train_loss" in metrics:
-            known = [f"{n} {metrics[n]:.4f}" for n in ("train_loss", "val_loss", "val_acc") if n in metrics]
-            print(f"epoch {trainer.current_epoch} of {trainer.max_epochs}: {', '.join(known)}", flush=True)
+            shown = {"train_loss": metrics["train_loss"], **_validated(trainer)}
+            text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            print(f"epoch {trainer.current_epoch} of {trainer.max_epochs}: {text}", flush=True)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Loss and accuracy of the latest training batches, the latest validation's, and what a user logs for it."""
         assert isinstance(pl_module, LitClassifier)
         self._recent = pl_module.train_metrics.recent() or self._recent  # just after they were flushed there are none
-        latest = {name: value for name, value in trainer.callback_metrics.items() if name in ("val_loss", "val_acc")}
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        return {**shown, **{name: f"{value:.3f}" for name, value in {**self._recent, **latest}.items()}}
+        return {**shown, **{name: f"{value:.3f}" for name, value in {**self._recent, **_validated(trainer)}.items()}}
+
+
+def _validated(trainer: L.Trainer) -> dict[str, Tensor]:
+    """Loss and accuracy of the latest validation, and what best.ckpt goes by."""
+    names = dict.fromkeys(["val_loss", "val_acc", trainer.lightning_module.hparams["monitor"]])
+    return {name: trainer.callback_metrics[name] for name in names if name in trainer.callback_metrics}

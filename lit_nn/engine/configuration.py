@@ -1,7 +1,6 @@
 """Settings of a run: what is wrong with them, YAML files, and those in a checkpoint, which is data and never code."""
 
 import argparse
-import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from data_modules import DATA_SETS, data_class
+from data_modules import DATA_SETS, option_names
 from data_modules.files import atomic_path
 from lit_nn.engine.flags import FLAGS, unknown_option
 from lit_nn.errors import UsageError, brief
@@ -30,14 +29,13 @@ def explain(error: argparse.ArgumentError, parser: ArgumentParser) -> str:
             return text
         allowed = re.sub(r"typing\.Literal|<class '(.*?)'>", r"\1", types[1] or types[2]).replace("NoneType", "null")
         return f"--{'.'.join(keys[1::2])} is '{value[1]}'; allowed: {allowed}"
-    options = {name: inspect.signature(data_class(name)).parameters for name in DATA_SETS}
+    options = {name: {f"data.{option}" for option in option_names(name)} for name in DATA_SETS}
     if "Option '" in text and 'key "data"' in text:
         unknown = f"data.{unknown}"
-    if takers := [name for name in DATA_SETS if unknown.removeprefix("data.") in options[name]]:
+    if takers := [name for name in DATA_SETS if unknown in options[name]]:
         return f"--{unknown} is an option of {', '.join(takers)} only; choose it with --data, or leave the option out"
     names = [*(flag.name for flag in FLAGS), *parser.get_defaults().keys(branches=True)]
-    names += [f"data.{option}" for accepted in options.values() for option in accepted]
-    return unknown_option(unknown, names)
+    return unknown_option(unknown, names + sorted(set().union(*options.values())))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -53,6 +53,9 @@ class PreviousRun:
         before, now = self.checkpoint["hyper_parameters"], classifier.hparams
         others = other_classes(before["class_names"], now["class_names"])
         misfit = check_tensors(classifier, self.checkpoint["state_dict"])
+        # Older versions went by the accuracy, but their schedule by the loss.
+        plateau = "plateau" in (before.get("schedule"), now["schedule"])
+        monitored = before.get("monitor", "val_loss in its schedule only" if plateau else "val_acc")
         args_before, args_now = before.get("optimizer_args") or {}, now["optimizer_args"] or {}
         remembers = MORE_STATE.get(now["optimizer"], ())
         more = [name for name in remembers if args_now.get(name) and not args_before.get(name)]
@@ -72,7 +75,9 @@ class PreviousRun:
         for name in ("optimizer", "schedule"):
             old, new = before.get(name), now[name]
             text = f"--{name} {new} cannot use the state of {old} that the checkpoint holds; leave out --{name}"
-            cases[text] = old != new and (name == "optimizer" or "plateau" in (old, new))
+            cases[text] = old != new and (name == "optimizer" or plateau)
+        text = f"--monitor {now['monitor']}: the run so far went by {monitored}; give the same"
+        cases[text] = monitored != now["monitor"]
         for text, holds in cases.items():
             refuse(holds, f"{self.path}: {text}, or start a new run, with --weights CKPT to take over what fits")
 

@@ -135,9 +135,9 @@ def _prepare_training(cli: LitCLI) -> None:
         seen = [had[part].numpy() for part in ("train", "val") if part in had]
         if seen and (count := among(tested.numpy(), np.concatenate(seen)).sum()):
             print(
-                f"warning: {config.model.weights} was trained on {count} of the images that are to be tested, so the "
-                "test will look better than it is; give --seed and --data.test_fraction of that run, or lay out a test "
-                "part"
+                f"warning: {config.model.weights} was trained on {count} of the images that are to be tested, or on "
+                "their groups, so the test will look better than it is; give --seed and --data.test_fraction of that "
+                "run, or lay out a test part"
             )
     if cli.run_dir is not None:
         if previous is not None:
@@ -159,30 +159,31 @@ def test_best(cli: LitCLI) -> None:
     """Test the best checkpoint, write result.json, say what came out and what to type next."""
     trainer, model, run_dir, checkpoints, best = cli.trainer, cli.model, cli.run_dir, cli.checkpoints, None
     epochs, seconds = trainer.current_epoch, 0.0
-    val_acc: Any = trainer.callback_metrics.get("val_acc")
+    validated: dict[str, Any] = dict(trainer.callback_metrics)
     if isinstance(trainer.strategy, FSDPStrategy):
         model = LitClassifier(**model.hparams)  # it has taken the trained one apart
     if checkpoints:
         run_dir, best = checkpoints.folder.parent, checkpoints.folder / "best.ckpt"  # the first process's
-        val_acc, seconds = checkpoints.best_score, checkpoints.seconds
+        seconds = checkpoints.seconds
         if not best.exists():
             rank_zero_only(print)(f"No validation has chosen a best.ckpt to test; {checkpoints.last} has the weights.")
             return
-        checkpoint = read_checkpoint(best)
-        model.load_state_dict(checkpoint["state_dict"])
+        found = read_checkpoint(best)
+        model.load_state_dict(found["state_dict"])
+        validated = found["metrics"]
         if trainer.is_global_zero and not isinstance(trainer.strategy, FSDPStrategy):  # maybe too large for one device
             print(_calibrate(cli, model))
-            checkpoint["hyper_parameters"] |= {"temperature": model.temperature, "threshold": model.threshold}
-            save_checkpoint(checkpoint, best)
+            found["hyper_parameters"] |= {"temperature": model.temperature, "threshold": model.threshold}
+            save_checkpoint(found, best)
     trainer.test(model, datamodule=cli.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return
     if run_dir is None:
         print("fast_dev_run: one batch of training, validation and test went through.")
         return
-    scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
-    scores |= {"val_acc": float(val_acc or 0)}
-    result: dict[str, Any] = {name: round(value, 7) for name, value in scores.items()}  # they are float32
+    scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("test_")}
+    scores |= {"val_acc": 0.0} | {name: value for name, value in validated.items() if name.startswith("val_")}
+    result: dict[str, Any] = {name: round(float(value), 7) for name, value in scores.items()}  # they are float32
     result |= {"epochs": epochs, "seconds": round(seconds, 2), "net": model.net_name, "data": cli.data_name}
     result |= {"num_params": count_parameters(model.net), "seed": cli.datamodule.seed, **cli.state.origin}
     with atomic_path(run_dir / "result.json") as path:

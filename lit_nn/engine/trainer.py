@@ -49,7 +49,8 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
         refuse(changed, f"{text} (mirrored views are kept by --flip_in_eval)")
         callbacks.append(KeepFeatures())
     if cli.stage == "fit" and config.early_stopping is not None:
-        callbacks.append(EarlyStopping("val_loss", patience=config.early_stopping))
+        monitor, mode = cli.model.hparams["monitor"], cli.model.mode
+        callbacks.append(EarlyStopping(monitor, patience=config.early_stopping, mode=mode))
     if cli.run_dir is not None:
         given["default_root_dir"] = given["default_root_dir"] or str(cli.run_dir)
         if given["logger"] in (None, True):

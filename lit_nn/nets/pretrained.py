@@ -178,5 +178,9 @@ def _from_timm(name: str, num_classes: int, image_size: tuple[int, int], weights
             f"the weights of timm/{name} cannot be downloaded ({str(error).partition(chr(10))[0]}). Download "
             f"{config.get('hf_hub_id') or config.get('url')} elsewhere and give --weights FILE, or --weights none"
         ) from error
-    heads = config["classifier"] or []
-    return net, [f"net.{head}" for head in ([heads] if isinstance(heads, str) else heads)], about
+    found = config["classifier"] or []
+    heads = [found] if isinstance(found, str) else found
+    for head in heads:  # some of timm's begin with weights so large for few classes that the first losses are above 4
+        if isinstance(layer := net.get_submodule(head), nn.Linear):
+            layer.reset_parameters()
+    return net, [f"net.{head}" for head in heads], about

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import inspect
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_modules import DATA_SETS, ImageDataModule, data_class
+from data_modules import DATA_SETS, ImageDataModule, data_class, option_names
 from data_modules.errors import DataError
 from data_modules.files import atomic_path
 from data_modules.images.dataset import ImageFiles
@@ -43,7 +42,7 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
     try:  # what a file says of itself can be anything
         options = dict(model.data.get("options", {})) if name == own else {}  # the seed of the training among them
         given = {"image_size": size, "channels": channels, "fit": model.fit, "data_dir": data_dir}
-        taken = {name for base in cls.__mro__ for name in inspect.signature(base).parameters}
+        taken = option_names(name)
         options |= {key: value for key, value in given.items() if key in taken and value is not None}
         if issubclass(cls, ImageFiles) and "data_dir" not in options:
             raise DataError("the model does not say where its images lie: give --data_dir FOLDER")

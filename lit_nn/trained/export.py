@@ -38,7 +38,7 @@ class Exported(nn.Module):
 def _graph(classifier: ImageClassifier, metadata: Mapping[str, str]) -> torch.export.ExportedProgram:
     channels, height, width = classifier.image_shape
     sizes = {0: torch.export.Dim.DYNAMIC}
-    if metadata.get("any_size") == "true":
+    if metadata.get("any_size") != "false":
         sizes |= dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
         height, width = 7 * height // 5 + 3, 9 * width // 5 + 2  # an example that equals no size in the network
     pixels = torch.zeros(2, channels, height, width, dtype=torch.uint8)  # 2, because 0 and 1 would become constants
@@ -47,7 +47,7 @@ def _graph(classifier: ImageClassifier, metadata: Mapping[str, str]) -> torch.ex
 
 def write_onnx(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
     """Write one ONNX file: input "pixels", outputs "logits" and "probabilities", any batch size."""
-    names = {0: "batch", 2: "height", 3: "width"} if metadata.get("any_size") == "true" else {0: "batch"}
+    names = {0: "batch", 2: "height", 3: "width"} if metadata.get("any_size") != "false" else {0: "batch"}
     program = torch.onnx.export(
         _graph(classifier, metadata),
         input_names=["pixels"],
@@ -109,6 +109,7 @@ class Export:
         )
         # Where the data lay is nobody's business; what else decides on the test part goes along.
         options = {name: value for name, value in model.data.get("options", {}).items() if name != "data_dir"}
+        options |= {"table": Path(options["table"]).name} if "table" in options else {}
         parts = {name: base64.b64encode(part.astype("<i8").tobytes()).decode() for name, part in model.parts.items()}
         self.metadata = {
             "class_names": json.dumps(model.class_names),

@@ -1,13 +1,14 @@
-// Classify raw pixels with an exported model, knowing nothing but the .onnx file.
+// Classify image files of any size with an exported model, knowing nothing but the .onnx file.
 //
 //   npm install --prefix tests/node
-//   node tests/node/classify.cjs model.onnx pixels.bin
+//   node tests/node/classify.cjs model.onnx IMAGE...
 //
-// pixels.bin holds images one after the other: bytes 0..255 in the order channels, rows, columns.
+// The images are only decoded: upright, on white, gray or RGB. The model itself brings them to its size.
 // Prints a JSON list with a label and its probability for each image.
 
 const fs = require("node:fs");
 const ort = require("onnxruntime-web");
+const sharp = require("sharp");
 
 // The metadata of an ONNX file, which onnxruntime-web does not give access to: field 14 of the protobuf message
 // ModelProto, pairs of a key (field 1) and a value (field 2); see onnx.proto.
@@ -47,21 +48,32 @@ function* fields(bytes) {
   }
 }
 
-async function main(modelPath, pixelsPath) {
+// A file as the model takes it: bytes 0..255 in the order channels, rows, columns; gray with the weights of ITU-R 601.
+async function decode(path, channels) {
+  const image = sharp(path).rotate().flatten({ background: "white" }).toColourspace("srgb").removeAlpha().raw();
+  const { data, info } = await image.toBuffer({ resolveWithObject: true });
+  const size = info.width * info.height;
+  const pixels = new Uint8Array(channels * size);
+  for (let place = 0; place < size; place++) {
+    const at = (channel) => data[info.channels * place + Math.min(channel, info.channels - 1)];
+    if (channels === 3) for (let channel = 0; channel < 3; channel++) pixels[channel * size + place] = at(channel);
+    else pixels[place] = (at(0) * 19595 + at(1) * 38470 + at(2) * 7471 + 0x8000) >> 16;
+  }
+  return new ort.Tensor("uint8", pixels, [1, channels, info.height, info.width]);
+}
+
+async function main(modelPath, ...imagePaths) {
   const model = fs.readFileSync(modelPath);
   const metadata = readMetadata(model);
   const classNames = JSON.parse(metadata.class_names);
-  const shape = JSON.parse(metadata.image_shape); // channels, height, width
-  const pixels = new Uint8Array(fs.readFileSync(pixelsPath));
-  const count = pixels.length / shape.reduce((a, b) => a * b);
+  const [channels] = JSON.parse(metadata.image_shape);
 
   ort.env.wasm.numThreads = 1;
   const session = await ort.InferenceSession.create(model);
-  const answer = await session.run({ pixels: new ort.Tensor("uint8", pixels, [count, ...shape]) });
-  const probabilities = answer.probabilities.data; // count * classes
   const labels = [];
-  for (let image = 0; image < count; image++) {
-    const row = probabilities.subarray(image * classNames.length, (image + 1) * classNames.length);
+  for (const path of imagePaths) {
+    const answer = await session.run({ pixels: await decode(path, channels) });
+    const row = answer.probabilities.data;
     const best = row.indexOf(Math.max(...row));
     labels.push({ label: classNames[best], probability: row[best] });
   }

@@ -1,0 +1,162 @@
+"""Anyone's images, as a table names them: a row for each image, with its file and its label."""
+# ruff: noqa: PTH111, PTH113, PTH118 (strings, because Path objects take longer; Path.expanduser raises without a home)
+
+import csv
+import io
+import math
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any, ClassVar
+
+from data_modules.base import SPLITS, say
+from data_modules.errors import DataError, OptionError, require, some
+from data_modules.images.dataset import ImageFiles, Listing
+
+COLUMNS = ("file", "label", "split", "group", "weight")  # the first two are needed
+Rows = list[tuple[int, list[str]]]  # number of each row, and its cells
+
+
+class ImageTable(ImageFiles):
+    """Images that a table names, in its order: CSV or TSV, also with semicolons, or Parquet if pyarrow is installed.
+
+    Its columns are ``file`` and ``label``, and where it has them ``split`` (train, val or test; a part that no row has
+    is cut from train), ``group`` (its images stay in one part) and ``weight`` (how often an image is drawn in training,
+    with ``sampling="weighted"``; no other number depends on it). What is wrong in a row is said with its number, as a
+    spreadsheet counts.
+
+    Args:
+        table: The file, looked for in ``data_dir`` too.
+        columns: What its columns are called, if otherwise: ``{"file": "path", "label": "kind"}``.
+        data_dir: The folder that the files' paths start from; "data" (nobody has chosen one) for that of the table.
+        options: Those of `ImageFiles`.
+    """
+
+    samplings: ClassVar = ("shuffled", "balanced", "weighted")
+
+    def __init__(
+        self, table: str = "", columns: dict[str, str] | None = None, data_dir: str = "data", **options: Any
+    ) -> None:
+        if not table:
+            raise OptionError("image_table needs a table with the columns file and label: --data.table labels.csv")
+        places = [Path(os.path.expanduser(table))]
+        super().__init__(str(places[0].parent) if data_dir == "data" else data_dir, **options)
+        places.append(Path(self.data_dir, table))
+        self.table = next((place for place in places if place.is_file()), places[0])
+        self._listed_by += f" {self.table.resolve()}"
+        self.columns = dict(columns or {})
+        for name in self.columns:
+            require("columns", self.columns, name in COLUMNS, f"names for some of {', '.join(COLUMNS)}")
+
+    def list_images(self) -> Listing:
+        """Names of the classes, and all images in the order of the table."""
+        rows = self._read()
+        if len(rows) < 2:
+            raise DataError(f"{self.table} has no rows below its header")
+        columns = self._find_columns(rows[0][1])
+        values: dict[str, list[str]] = {column: [] for column in columns}
+        wrong, width, paths, spelled = [], len(rows[0][1]), dict[str, int](), dict[float, tuple[str, int]]()
+        for number, cells in rows[1:]:
+            if len(cells) != width:
+                wrong.append(f"row {number} has {len(cells)} cells, the header {width} (quote a cell with a delimiter)")
+                continue
+            row = {column: cells[place] for column, place in columns.items()}
+            row |= {name: _plain(row[name]) for name in ("label", "group") if name in row}
+            for name, cell in row.items():
+                values[name].append(cell)
+            path = os.path.normpath(os.path.join(self.data_dir, row["file"]))
+            if not row["file"]:
+                wrong.append(f"row {number} has no file")
+            elif (first := paths.setdefault(path, number)) != number:
+                wrong.append(f"row {number} names the file of row {first} again: {row['file']}")
+            elif self.on_error == "stop" and not os.path.isfile(path):
+                wrong.append(f"row {number}: no such file: {path}")
+            if not row["label"]:
+                wrong.append(f"row {number} has no label")
+            elif re.fullmatch(r"[+-]?\d+(\.\d*)?", row["label"]):  # 1, 1.0 and 01 are one class, or a mistake
+                text, earlier = spelled.setdefault(float(row["label"]), (row["label"], number))
+                if text != row["label"]:
+                    wrong.append(f"row {number}: label {row['label']} is {text} in row {earlier}; write it in one way")
+            if row.get("split", "train") not in SPLITS:
+                wrong.append(f"row {number}: split '{row['split']}'; allowed: {', '.join(SPLITS)}")
+            if not _is_weight(row.get("weight", "1")):
+                wrong.append(f"row {number}: weight '{row['weight']}'; it must be a number from 0 on")
+        if wrong:
+            raise DataError(" ".join(f"{self.table}: {some(wrong)}".split()))  # a cell may have several lines
+        if len(names := sorted(set(values["label"]))) < 2:
+            raise DataError(f"{self.table} has only one label, {names[0]}; a classifier needs two or more")
+        label_of = {name: label for label, name in enumerate(names)}
+        labels, weights = [label_of[name] for name in values["label"]], [*map(float, values.get("weight", []))]
+        splits: Any = values.get("split", ["train"] * len(labels))
+        return Listing(names, values["file"], labels, splits, values.get("group", []), weights)
+
+    def _find_columns(self, header: list[str]) -> dict[str, int]:
+        """Place of each column that the table has."""
+        names = {column: self.columns.get(column, column) for column in COLUMNS}
+        for column, name in names.items():
+            needed = column in ("file", "label") or column in self.columns
+            if header.count(name) > 1 or (needed and name not in header):
+                found = f"{header.count(name) or 'no'} columns '{name}' in row 1: {some(header)}"
+                raise DataError(f"{self.table} has {found}; say which is the {column}: --data.columns.{column} NAME")
+        if unused := [name for name in header if name not in names.values()]:
+            say(f"{self.table}: columns that are not used: {some(unused)}")
+        has_weights, weighted = names["weight"] in header, self.sampling == "weighted"
+        require("sampling", self.sampling, has_weights or not weighted, "another one: the table has no column weight")
+        if has_weights and not weighted:
+            say(f"{self.table}: the column {names['weight']} is not used; --data.sampling weighted draws images by it")
+        return {column: header.index(name) for column, name in names.items() if name in header}
+
+    def _read(self) -> Rows:
+        """The rows of the table, the header first; empty ones are left out, but count."""
+        if not self.table.is_file():
+            raise DataError(f"{self.table}: no such file; --data.table names the table, for instance labels.csv")
+        content = self.table.read_bytes()
+        if content.startswith(b"PAR1"):
+            return _read_parquet(self.table)
+        encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"  # with or without BOM
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError as error:
+            row = content.count(b"\n", 0, error.start) + 1
+            raise DataError(f"{self.table}, row {row}: not UTF-8 text; save the table as CSV in UTF-8") from error
+        delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)  # the most frequent in the header
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+        rows: Rows = []
+        try:
+            rows += [(number, [*map(str.strip, cells)]) for number, cells in enumerate(reader, 1) if any(cells)]
+        except csv.Error as error:
+            raise DataError(f"{self.table}, line {reader.line_num}: not CSV ({error})") from error
+        return rows
+
+
+def _read_parquet(path: Path) -> Rows:
+    """The rows of a Parquet file, as text; its header has the number 0."""
+    try:
+        try:
+            from pyarrow.parquet import read_table
+
+            columns: dict[str, list[Any]] = read_table(path).to_pydict()
+        except ImportError:
+            import pandas
+
+            columns = pandas.read_parquet(path).to_dict("list")
+    except ImportError as error:
+        raise DataError(f"{path} is a Parquet file, for which pyarrow is needed: pip install pyarrow") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise DataError(f"{path} cannot be read as a Parquet file: {' '.join(str(error).split())}") from error
+    rows = zip(*columns.values(), strict=True)
+    text = [["" if cell is None or cell != cell else str(cell).strip() for cell in row] for row in rows]  # NaN != NaN
+    return [*enumerate([[*columns], *text])]
+
+
+def _plain(text: str) -> str:
+    """A name in one spelling, as `ImageFolder` has them, on one line."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False

@@ -1,0 +1,337 @@
+"""Tables of every kind, broken ones among them, become a data set or one clear message."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import script
+from PIL import Image
+from resume_runs import differences, finished, stopped_and_continued
+
+from data_modules import DataError, DataNote, FashionMNISTSample, OptionError
+from data_modules.base import SPLITS, Split
+from data_modules.batches import BatchLoader
+from data_modules.image_folder import ImageFolder
+from data_modules.image_table import ImageTable
+from lit_nn.trained.predict import open_model
+
+Said = pytest.CaptureFixture[str]
+Cells = list[list[str]]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def cells() -> Cells:
+    """Header and rows of a table of 40 images in pics/, 20 ants and 20 bees."""
+    for number in range(40):
+        save(Path(f"pics/{number:02}.png"), number)
+    return [["file", "label"], *([f"{number:02}.png", ("ant", "bee")[number % 2]] for number in range(40))]
+
+
+def write(cells: Cells, path: str = "pics/labels.csv", delimiter: str = ",", encoding: str = "utf-8") -> str:
+    with Path(path).open("w", newline="", encoding=encoding) as file:
+        csv.writer(file, delimiter=delimiter).writerows(cells)
+    return path
+
+
+def with_column(cells: Cells, name: str, values: list[str]) -> Cells:
+    return [[*row, value] for row, value in zip(cells, [name, *values], strict=True)]
+
+
+# --- what it gives ----------------------------------------------------------------------------------------------------
+
+
+def test_it_trains_like_the_folder_with_the_same_images(here: Path) -> None:
+    """To the same bit; some of the embedded images, so that it takes seconds."""
+    sample, cells = FashionMNISTSample(), [["file", "label", "split"]]
+    for split in ("train", "test"):
+        images, labels, _ = sample.split(split)
+        for label, name in enumerate(sample.class_names):
+            folder = Path("images", split, name.replace("/", "-"))
+            folder.mkdir(parents=True)
+            for row in (labels == label).nonzero().flatten()[:40].tolist():
+                Image.fromarray(images[row, 0].numpy()).save(folder / f"{row:04}.png")
+    paths = sorted(Path("images").rglob("*.png"), key=lambda path: (path.parts[1] == "test", path.parts))
+    cells += [[path.relative_to("images").as_posix(), path.parts[2], path.parts[1]] for path in paths]
+    table = write(cells, "labels.csv")
+    words = ["--augment", "translate", "--max_epochs", "2", "--batch_size", "32", "--accelerator", "cpu"]
+    for name, data in (("folder", ["image_folder"]), ("table", ["image_table", "--data.table", table])):
+        assert script("train")(["--data", *data, "--data_dir", "images", "--run_dir", name, *words]) == 0
+    one, other = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("folder", "table"))
+    assert all(tensor.equal(other["state_dict"][name]) for name, tensor in one["state_dict"].items())
+    assert all(table.equal(other["parts"][name]) for name, table in one["parts"].items())
+    assert Path("folder/metrics.csv").read_text() == Path("table/metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "encoding", "name"),
+    [(",", "utf-8", "a.csv"), (";", "utf-8-sig", "a.csv"), ("\t", "utf-16", "a.txt"), ("\t", "utf-8", "a.tsv")],
+)
+def test_delimiters_and_encodings_are_told_by_the_content(
+    delimiter: str, encoding: str, name: str, cells: Cells
+) -> None:
+    shutil.move("pics/00.png", "pics/a,b; c.png")
+    cells[1][0], cells[3][1], cells[5][1] = "a,b; c.png", "a\u0301nt", " \u00e1nt\n"  # one name in two spellings
+    write(cells, f"pics/{name}", delimiter, encoding)
+    data = ImageTable(f"pics/{name}")
+    assert data.class_names == ["ant", "bee", "\u00e1nt"]
+    assert data._listing.files == [row[0] for row in cells[1:]]
+    assert Counter(data._listing.labels) == {0: 18, 1: 20, 2: 2}
+
+
+def test_parquet(cells: Cells, here: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns: dict[str, list[Any]] = {
+        "file": [row[0] for row in cells[1:]],
+        "label": [number % 2 for number in range(40)],
+    }
+    parquet.write_table(pyarrow.table(columns), "pics/labels.parquet")
+    assert ImageTable("pics/labels.parquet").class_names == ["0", "1"]
+    columns["label"][6] = None
+    parquet.write_table(pyarrow.table(columns), "pics/labels.parquet")
+    with pytest.raises(DataError, match=r"labels\.parquet: row 7 has no label"):
+        ImageTable("pics/labels.parquet").prepare_data()
+
+
+@pytest.mark.parametrize("place", ["beside", "in data_dir", "elsewhere", "absolute"])
+def test_where_files_and_table_are_looked_for(place: str, cells: Cells, here: Path) -> None:
+    options: dict[str, Any] = {} if place == "beside" else {"data_dir": "pics"}
+    table = write(cells, "labels.csv" if place == "elsewhere" else "pics/labels.csv")
+    if place == "absolute":
+        table = write([cells[0], *([str(here / "pics" / file), label] for file, label in cells[1:])], "labels.csv")
+    data = ImageTable("labels.csv" if place == "in data_dir" else table, **options)
+    images, _, rows = data.split("train")
+    with Image.open(f"pics/{rows[0]:02}.png") as first:
+        assert images[rows[0]].equal(torch.from_numpy(np.asarray(first).transpose(2, 0, 1).copy()))
+
+
+def test_split_group_weight_and_other_names(cells: Cells) -> None:
+    parts = [("test", "train", "val", "train")[number // 2 % 4] for number in range(40)]
+    groups = [f"g{number // 2 % 4}" for number in range(39)] + [""]
+    cells = with_column(with_column(with_column(cells, "part", parts), "group", groups), "grams", ["3", *["0.5"] * 39])
+    cells[0][:2] = ["path", "kind"]
+    table = write(cells)
+    words = ["--data", "image_table", "--data.table", table, "--data.columns.file", "path", "--data.columns.label=kind"]
+    assert script("prepare_data")([*words, "--data.columns.split", "part", "--sheet", "x.png"]) == 0
+    data = ImageTable(table, {"file": "path", "label": "kind", "split": "part", "weight": "grams"}, sampling="weighted")
+    for split in SPLITS:
+        assert {parts[row] for row in data.split(split)[2]} == {split}
+    assert data.weights is not None
+    assert data.weights[:2].tolist() == [3.0, 0.5]
+    own = ImageTable(table, {"file": "path", "label": "kind"})
+    with pytest.warns(DataNote, match=r"columns that are not used: part, grams"):
+        own.prepare_data()
+    assert sum(len({groups[row] for row in own.split(split)[2]} - {""}) for split in SPLITS) == 4
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_tables_keep_copies_and_groups_together(seed: int) -> None:
+    random, cells = np.random.default_rng(seed), [["file", "label", "group"]]
+    for number in range(count := int(random.integers(30, 80))):
+        group = random.integers(count // 4)
+        save(Path(f"pics/{number}.{random.choice(['png', 'bmp'])}"), int(random.integers(count)))
+        cells.append([next(Path("pics").glob(f"{number}.*")).name, f"c{group % 2}", f"g{group}" * (number % 5 > 0)])
+    data = ImageTable(write(cells))
+    parts: list[Split] = [split for row in range(count) for split in SPLITS if row in data.split(split)[2].tolist()]
+    assert len(parts) == count  # every image is in exactly one
+    pixels = [data.split("train")[0][row].numpy().tobytes() for row in range(count)]
+    for keys in ([name for *_, name in cells[1:]], pixels):
+        homes = {key: {parts[row] for row in range(count) if keys[row] == key} for key in set(keys) if key}
+        assert all(len(home) == 1 for home in homes.values())
+
+
+def test_weights_say_how_often_an_image_is_drawn(cells: Cells) -> None:
+    data = ImageTable(write(with_column(cells, "weight", ["0", "1", "2", "5"] * 10)), sampling="weighted", batch_size=1)
+    loader, counts = data.train_dataloader(), torch.zeros(40)
+    for epoch in range(200):
+        loader.set_epoch(epoch)
+        counts += loader.order().bincount(minlength=40)
+    rows = data.split("train")[2]
+    weights = torch.tensor([0.0, 1, 2, 5] * 10)[rows]
+    assert counts.sum() == 200 * len(rows)
+    assert counts[rows] / counts.sum() == pytest.approx(weights / weights.sum(), abs=0.01)
+    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(OptionError, match="all training images have the weight 0"):
+        BatchLoader(images, torch.zeros(4), torch.arange(2), 1, shuffle=True, weights=torch.tensor([0.0, 0, 1, 1]))
+
+
+# --- what is wrong with a table ---------------------------------------------------------------------------------------
+
+
+def change(row: int, column: int, value: str) -> Any:
+    def changed(cells: Cells) -> Cells:
+        cells[row][column] = value
+        return cells
+
+    return changed
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "missing file": (change(6, 0, "no.png"), "row 7: no such file: pics/no.png"),
+    "no file": (change(6, 0, ""), "row 7 has no file"),
+    "folder": (change(6, 0, "."), "row 7: no such file: pics"),
+    "empty label": (change(6, 1, " "), "row 7 has no label"),
+    "twice": (change(6, 0, "../pics/01.png"), "row 7 names the file of row 3 again: ../pics/01.png"),
+    "split": (
+        lambda cells: with_column(cells, "split", ["train"] * 39 + ["dev"]),
+        "row 41: split 'dev'; allowed: train",
+    ),
+    "no split": (lambda cells: with_column(cells, "split", ["train"] * 39 + [""]), "row 41: split ''; allowed: train"),
+    "weight": (lambda cells: with_column(cells, "weight", ["1"] * 39 + ["0,5"]), "row 41: weight '0,5'; it must be a"),
+    "negative": (lambda cells: with_column(cells, "weight", ["1"] * 39 + ["-1"]), "row 41: weight '-1'; it must be a"),
+    "1 and 1.0": (
+        lambda cells: [cells[0], *([row[0], ("1", "2", "2.0", "01")[n % 4]] for n, row in enumerate(cells[1:]))],
+        "row 4: label 2.0 is 2 in row 3; write it in one way, row 5: label 01 is 1 in row 2; write it in one way",
+    ),
+    "columns": (change(0, 1, "kind"), "has no columns 'label' in row 1: file, kind; say which is the label: --data.co"),
+    "two columns": (lambda cells: with_column(cells, "label", ["x"] * 40), "has 2 columns 'label' in row 1"),
+    "cells": (lambda cells: [*cells, ["a.png", "ant", "3"]], "row 42 has 3 cells, the header 2"),
+    "no header": (lambda cells: cells[1:], "has no columns 'file' in row 1: 00.png, ant"),
+    "no rows": (lambda cells: cells[:1], "has no rows below its header"),
+    "empty": (lambda cells: [], "has no rows below its header"),
+    "one label": (lambda cells: [[row[0], "label"] for row in cells], "has only one label, label; a classifier needs"),
+    "many": (
+        lambda cells: [cells[0], *([f"x{row[0]}", row[1]] for row in cells[1:])],
+        "row 11: no such file: pics/x09.png and 30 more",
+    ),
+    "lone val": (
+        lambda cells: with_column(cells, "split", ["val"] * 40),
+        "no training image of ant, bee; add some or remove the class",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize(("delimiter", "encoding"), [(",", "utf-8"), (";", "utf-8-sig")])
+def test_one_message_for_a_bad_table(kind: str, delimiter: str, encoding: str, cells: Cells, capsys: Said) -> None:
+    spoil, message = BAD[kind]
+    table = write(spoil(cells), "pics/labels.csv", delimiter, encoding)
+    assert script("train")(["--data", "image_table", "--data.table", table, "--run_dir", "run"]) == 1
+    said = capsys.readouterr().err.replace("\\", "/").splitlines()
+    assert [line for line in said if line.startswith("error: ")] == said[-1:]
+    assert said[-1].startswith(f"error: {table if kind != 'lone val' else 'pics'}")
+    assert message in said[-1]
+    assert not Path("run").exists()
+    assert kind == "lone val" or not Path("cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"file,label\n1.png,caf\xe9\n", "row 2: not UTF-8 text; save the table as CSV in UTF-8"),
+        (b'file,label\n1.png,"cat\n2.png,dog\n', "line 3: not CSV (unexpected end of data)"),
+        (b"PK\x03\x04\x14\x00\x06\x00\x08\xff\xff", "row 1: not UTF-8 text"),
+        (b"PAR1 and no more", "Parquet file"),
+        (b"\xff\xfef\x00i", "row 1: not UTF-8 text"),
+    ],
+)
+def test_one_message_for_a_file_that_is_no_table(content: bytes, message: str, cells: Cells, capsys: Said) -> None:
+    Path("labels.csv").write_bytes(content)
+    assert script("prepare_data")(["--data", "image_table", "--data.table", "labels.csv"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("error: labels.csv")
+    assert message in said[0]
+    assert {path.name for path in Path().iterdir()} == {"pics", "labels.csv"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ("", 2, "image_table needs a table with the columns file and label: --data.table labels.csv"),
+        ("--data.table none.csv", 1, "none.csv: no such file"),
+        ("--data.table pics", 1, "pics: no such file"),
+        ("--data.table pics/labels.csv --data.columns.fiel path", 2, "it must be names for some of file, label, split"),
+        (
+            "--data.table pics/labels.csv --data.columns.group patient",
+            1,
+            "has no columns 'patient' in row 1: file, label",
+        ),
+        ("--data.table pics/labels.csv --data.sampling weighted", 2, "the table has no column weight"),
+        (
+            "--data.table pics/grouped.csv --data.group_by .",
+            2,
+            "group_by is .; it must be left out: the table has groups",
+        ),
+    ],
+)
+def test_one_message_for_a_mistake(words: str, status: int, message: str, cells: Cells, capsys: Said) -> None:
+    write(cells)
+    write(with_column(cells, "group", [str(number // 2) for number in range(40)]), "pics/grouped.csv")
+    assert script("train")(["--data", "image_table", *words.split(), "--run_dir", "run"]) == status
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("error: ")] == said[-1:]
+    assert message in said[-1]
+    assert not Path("run").exists()
+
+
+def test_missing_files_can_be_left_out(cells: Cells) -> None:
+    data = ImageTable(write([*cells, ["no.png", "ant"]]), on_error="skip")
+    with pytest.warns(DataNote, match=r"1 of 41 images in pics cannot be read:\n  no.png: No such file"):
+        assert sum(len(data.split(split)[2]) for split in SPLITS) == 40
+
+
+# --- what becomes of it -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_exactly_and_its_model_finds_its_test_images(cells: Cells, here: Path, capsys: Said) -> None:
+    columns = {"group": [f"g{number // 2}" for number in range(40)], "weight": ["1", "2"] * 20}
+    for name, values in columns.items():
+        cells = with_column(cells, name, values)
+    words = ["--data", "image_table", "--data.table", write(cells), "--net", "mlp", "--data.sampling", "weighted"]
+    words += ["--monitor", "val_f1", "--schedule", "plateau", "--model.schedule_args.patience", "0"]
+    words += ["--early_stopping", "5", "--data.folds", "4", "--data.fold", "2"]
+    straight = finished(words, here / "straight")
+    assert differences(straight, stopped_and_continued(words, here / "stopped", [2, 4, 6])) == []
+    best = straight / "checkpoints" / "best.ckpt"
+    assert script("export")([str(best)]) == 0
+    assert open_model(best.with_suffix(".onnx")).data["options"]["table"] == "labels.csv"  # not where it lay
+    for model, more in ((best, []), (best.with_suffix(".onnx"), ["--data_dir", "pics"])):
+        capsys.readouterr()
+        assert script("evaluate")([str(model), *more]) == 0
+        assert json.loads((best.parent / f"{model.name}-report" / "metrics.json").read_text())["images"] == 10
+
+
+def test_prepare_data_shows_groups_copies_and_sizes(cells: Cells, capsys: Said) -> None:
+    save(Path("pics/copy.bmp"), 0)
+    Image.new("RGB", (30, 20), "red").save("pics/41.png")
+    cells = with_column([*cells, ["copy.bmp", "bee"], ["41.png", "bee"]], "group", ["a", "b"] + ["c"] * 3 + [""] * 37)
+    assert script("prepare_data")(["--data", "image_table", "--data.table", write(cells), "--sheet", "x.png"]) == 0
+    said = capsys.readouterr().out
+    assert "duplicates:       1 images are copies of another\ncontradictions:   1 images lie in two classes\n" in said
+    assert "sizes of files:   6 x 6 to 30 x 20, median 6 x 6 (width x height)\n" in said
+    assert "groups:           3 of 1 to 3 images, " in said
+    assert "; 37 images in no group\n" in said
+
+
+def test_no_table_or_folder_replaces_the_cache_of_another(cells: Cells, here: Path) -> None:
+    for file, label in cells[1:]:
+        Path("both", label).mkdir(parents=True, exist_ok=True)
+        shutil.move(f"pics/{file}", f"both/{label}/{file}")
+    cells = [cells[0], *([f"{label}/{file}", label] for file, label in cells[1:])]
+    tables = [write(cells, "both/all.csv"), write(cells[:21], "both/half.csv")]
+    times = []
+    for _ in range(2):
+        for data in (ImageFolder("both"), *map(ImageTable, tables)):
+            data.prepare_data()
+        times.append({path.name: path.stat().st_mtime_ns for path in (here / "cache").glob("*.np[yz]")})
+    assert times[0] == times[1]
+    assert len(times[0]) == 6  # images and index of each
