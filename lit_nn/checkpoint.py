@@ -142,9 +142,8 @@ def build_model(
     taken = {name: hyper_parameters[name] for name in signature(ImageClassifier).parameters if name in hyper_parameters}
     try:
         if net_args := taken.get("net_args"):
-            taken["net_args"] = {
-                name: value for name, value in net_args.items() if name != "freeze_backbone"
-            }  # of before
+            now = {name: value for name, value in net_args.items() if name != "freeze_backbone"}  # of older versions
+            taken["net_args"] = now
         if (net_args or {}).get("weights") not in (None, "none"):
             raise ModelError("it asks for weights from elsewhere; a checkpoint has its own")
         if not all(isinstance(name, str) for name in taken["class_names"]):
@@ -155,8 +154,9 @@ def build_model(
             raise ModelError(misfit)
         tensors = {name: state_dict[name].to(expected.dtype) for name, expected in model.state_dict().items()}
         model.load_state_dict(tensors, assign=net is None)
-        if left := [name for name, tensor in model.named_buffers() if tensor.is_meta]:
-            raise ModelError(f"{', '.join(left)} cannot be had from the file")
+        if any(tensor.is_meta for tensor in model.buffers()):  # some of timm's compute tensors that no file holds
+            model = ImageClassifier(**taken)
+            model.load_state_dict(tensors)
         model.arrange_memory()
     except Exception as error:  # hyper-parameters can be anything
         raise ModelError(

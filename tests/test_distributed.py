@@ -156,7 +156,7 @@ def test_two_processes_evaluate_and_predict_a_checkpoint_like_one(small: list[st
         with (tmp_path / name / "predictions.csv").open() as file:
             found[-1] |= {row["image"] + row["label"]: float(row["probability"]) for row in csv.DictReader(file)}
     assert found[0] == pytest.approx(found[1], abs=2e-6)
-    assert len(found[0]) == 33 + 2
+    assert len(found[0]) == 33 + 4  # loss, accuracy, balanced accuracy, F1
 
 
 @slow

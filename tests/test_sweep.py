@@ -95,7 +95,7 @@ def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
 @pytest.mark.slow
 @pytest.mark.posix
 @pytest.mark.timeout(1200)
-def test_two_searches_killed_at_random_moments_lose_nothing(tmp_path: Path, start: Start) -> None:
+def test_two_searches_killed_at_random_moments_lose_nothing(folder: Path, tmp_path: Path, start: Start) -> None:
     words, rng = [*QUICK, "4", "--trials", "10", "--study_dir"], random.Random(seed := time.time_ns())
     ended(start("sweep", "space.yaml", *words, "quiet"))
     for count, kill in ((0, os.killpg), (2, os.kill), (4, os.killpg)):  # all of it, or a search without its training
