@@ -175,7 +175,7 @@ def check_tensors(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
         if name not in expected:
             return f"{name} is no tensor of the network"
         found, wanted = state_dict[name], expected[name]
-        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_quantized:
+        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_quantized or found.is_meta:
             return f"{name} is not an ordinary tensor"
         if found.shape != wanted.shape:
             return f"{name} has the shape {tuple(found.shape)}, in the network it is {tuple(wanted.shape)}"
