@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_modules.errors import OptionError
 
-Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and int64 labels (B,)
+Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels, int64 (B,), or 0 or 1, float32 (B, K)
 
 
 def seeded_generator(*key: int) -> torch.Generator:
@@ -25,19 +25,25 @@ def seeded_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed) >> 1)  # manual_seed takes 63 bits
 
 
+def images_per_class(labels: Tensor, num_classes: int) -> Tensor:
+    """How many images each class has, int64 (K,), by labels int64 (N,), or 0 or 1 (N, K)."""
+    return labels.sum(0).long() if labels.ndim == 2 else labels.bincount(minlength=num_classes)
+
+
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Cut a part off a data set in which every class keeps its share.
 
     Args:
-        labels: Class of each image, int64 (N,).
+        labels: Class of each image, int64 (N,); or 0 or 1 (N, K), of which the rarest class of each image counts.
         fraction: Share of each class that is cut off; of two or more images at least one goes and one stays.
         seed: Decides which images go.
 
     Returns:
         Sorted int64 indices of what stays and of what is cut off.
     """
-    generator = seeded_generator(seed)
-    cut_off = []
+    generator, cut_off = seeded_generator(seed), []
+    if labels.ndim == 2:
+        labels = (labels / labels.sum(0).clamp(min=1)).argmax(1)  # the first one if an image has none
     for label in labels.unique():  # sorted, so that the split does not depend on the order of the classes
         members = (labels == label).nonzero().squeeze(1)
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
@@ -78,7 +84,7 @@ class BatchLoader:
     """
 
     images: Tensor  # all images, uint8 (N, C, H, W); may be memory-mapped or on an accelerator
-    labels: Tensor  # all labels, int64 (N,)
+    labels: Tensor  # all labels, int64 (N,) or float32 (N, K)
     indices: Tensor  # which of them belong to this part of the data set, int64 (M,)
     batch_size: int  # images per batch and process
     _: KW_ONLY

@@ -45,7 +45,9 @@ class ImageClassifier(nn.Module):
             exported does it too.
         temperature: What logits are divided by to become probabilities that mean what they say; found on the validation
             images after a training.
-        threshold: Probability below which an answer counts as not sure.
+        threshold: Probability below which an answer counts as not sure; with several labels one for each class, from
+            which on it is said, by default 0.5.
+        multi_label: Whether an image may have several labels, or none: then each class has a probability of its own.
 
     Attributes:
         arguments: The arguments above, from which the same model is built again.
@@ -71,7 +73,8 @@ class ImageClassifier(nn.Module):
         channels_last: bool = False,
         flip_in_eval: bool | str = False,
         temperature: float = 1.0,
-        threshold: float = 0.0,
+        threshold: float | list[float] = 0.0,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
@@ -80,9 +83,13 @@ class ImageClassifier(nn.Module):
             raise UsageError(f"net is {net!r}; give the name of a network, or a module of your own: net=MyNet()")
         look_up(dict.fromkeys(FITS), fit, "fit")
         look_up({"false": False, "true": True, "both": None}, str(flip_in_eval).lower(), "flip_in_eval")
-        if not (0 < temperature < math.inf and 0 <= threshold <= 1):
+        if multi_label and not isinstance(threshold, list):
+            threshold = [threshold or 0.5] * len(class_names)
+        limits = threshold if isinstance(threshold, list) else [threshold]
+        fits = len(limits) == (len(class_names) if multi_label else 1)
+        if not (fits and 0 < temperature < math.inf and all(0 <= limit <= 1 for limit in limits)):
             raise UsageError(f"temperature is {temperature}, threshold {threshold}; above 0, and 0 to 1 are allowed")
-        self.temperature, self.threshold = temperature, threshold
+        self.temperature, self.threshold, self.multi_label = temperature, threshold, multi_label
         if isinstance(net, nn.Module):
             self.net, self.net_name = net, type(net).__qualname__
         else:
@@ -103,6 +110,7 @@ class ImageClassifier(nn.Module):
             "flip_in_eval": flip_in_eval,
             "temperature": temperature,
             "threshold": threshold,
+            "multi_label": multi_label,
         }
         self.channels_last, self.fit = channels_last, fit
         # Dimensions along which an image is mirrored, of each view outside of training.
@@ -139,7 +147,8 @@ class ImageClassifier(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities of the classes from logits, (B, num_classes) each."""
-        return (logits / self.temperature).softmax(1)
+        logits = logits / self.temperature
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
 
     def features(self, images: Tensor) -> Tensor:
         """What the last layer is given for each view of images, uint8 (B, C, H, W): float (B, V, D).

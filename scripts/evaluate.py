@@ -14,11 +14,12 @@ def main(words: list[str]) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--data", metavar="NAME", help="data set with the same classes [the one it was trained on]")
     parser.add_argument("--data_dir", metavar="DIR", help="folder of the data set [the one it was trained on]")
+    parser.add_argument("--table", metavar="FILE", help="for image_table: another table of the same kind")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the report [MODEL-report]")
     options = parser.parse_args(words)
     quieten()
     model = open_model(options.model)
-    data = data_of(model, options.data, options.data_dir)
+    data = data_of(model, options.data, options.data_dir, options.table)
     data.prepare_data()
     title = f"{options.model.name} on the test images of {type(data).__name__}"
     folder = options.output or options.model.with_name(f"{options.model.name}-report")
@@ -29,13 +30,18 @@ def main(words: list[str]) -> None:
     scores = list(found["macro"])
     texts = [[name, *(f"{row[score]:.2%}" for score in scores), f"{row['support']:,}"] for name, row in rows.items()]
     print_table(["class", *scores, "support"], texts, [*scores, "support"], title)
-    low, high = found["accuracy_interval_95"]
-    print(f"accuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {found['loss']:.4f}")
-    print(f"balanced accuracy {found['balanced_accuracy']:.2%}, top 3 {found['top_3_accuracy']:.2%}")
+    if model.multi_label:
+        f1 = ", ".join(f"{kind} F1 {found[kind]['f1']:.2%}" for kind in ("macro", "micro"))
+        print(f"mean average precision {found['mean_average_precision']:.2%}, {f1}, loss {found['loss']:.4f}")
+        print(f"of all answers {found['accuracy']:.2%} are right, of {found['exact_match']:.2%} of the images all are")
+    else:
+        low, high = found["accuracy_interval_95"]
+        print(f"accuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {found['loss']:.4f}")
+        print(f"balanced accuracy {found['balanced_accuracy']:.2%}, top 3 {found['top_3_accuracy']:.2%}")
     before = f"{found['uncalibrated_calibration_error']:.2%}, loss {found['uncalibrated_loss']:.4f}"
     after = f"{found['calibration_error']:.2%} at temperature {found['temperature']:.3f}"
     print(f"calibration error {after} (without it {before})")
-    if found["threshold"]:
+    if found.get("threshold"):
         print(f"sure of {found['sure']:.2%} of the images, {found['accuracy_where_sure']:.2%} of these are right")
     print(f"Report: {folder}")
 

@@ -17,7 +17,7 @@ from data_modules.files import atomic_path
 from data_modules.images.decode import SUFFIXES, image_paths, printable
 from lit_nn.engine.console import CommandParser, command
 from lit_nn.errors import UsageError
-from lit_nn.trained.predict import MODEL_HELP, open_model, predict_files
+from lit_nn.trained.predict import MODEL_HELP, Prediction, open_model, predict_files
 
 
 @command
@@ -36,16 +36,19 @@ def main(words: list[str]) -> None:
         raise UsageError(f"--csv {options.csv}: it must be a file in a folder that is there")
     warnings.filterwarnings("ignore", module="PIL")  # what matters about a file comes as an error
     model, files = open_model(options.model), [file for word in options.paths for file in find_images(word)]
+    if model.multi_label and options.top_k > 1:
+        raise UsageError("--top_k is for one label per image; this model names all that reach their thresholds")
     top_k, label_width = min(options.top_k, len(model.class_names)), max(map(len, model.class_names))
     width, rows = min(max(len(path) for path, _ in files), 80), list[dict[str, Any]]()
     quick = len(files) < 200 or (sys.stdout.isatty() and not options.csv)  # or the lines show how far it is
     results = predict_files(model, files, top_k)
     for name, error, (labels, shares, sure) in tqdm(results, total=len(files), unit=" images", disable=quick or None):
         found = [{"label": label, "probability": round(share, 6)} for label, share in zip(labels, shares, strict=True)]
-        rows.append({"path": name, "error": error} if error else {"path": name, "sure": sure, "predictions": found})
+        said = {"labels": labels} if model.multi_label else {"sure": sure}
+        rows.append({"path": name, "error": error} if error else {"path": name, **said, "predictions": found})
         cells = [f"{label:{label_width}} {share:6.1%}" for label, share in zip(labels, shares, strict=True)]
         cells += [] if sure else ["(not sure)"]
-        line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *cells])
+        line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *(cells or ["none"])])
         if error or not (options.json or options.csv):  # a name may hold a line break, or what a terminal obeys
             line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
             print(line, file=sys.stderr if error else sys.stdout)
@@ -53,12 +56,15 @@ def main(words: list[str]) -> None:
         print("[", ",\n".join(map(json.dumps, rows)), "]", sep="\n")
     if options.csv:
         keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
+        keys, ends = (["labels", "probabilities"], ["error"]) if model.multi_label else (keys, ["sure", "error"])
         with atomic_path(options.csv) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", *keys, "sure", "error"])
+            writer.writerow(["path", *keys, *ends])
             for row in rows:
                 values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
-                writer.writerow([row["path"], *values, row.get("sure"), row.get("error")])
+                if "labels" in row:
+                    values = Prediction(row["labels"], [one["probability"] for one in row["predictions"]]).cells
+                writer.writerow([row["path"], *values, *(row.get(name) for name in ends)])
         print(f"{len(rows):,} rows: {options.csv}")
     if failed := sum("error" in row for row in rows):
         raise DataError(f"{failed:,} of {len(files):,} files could not be read")

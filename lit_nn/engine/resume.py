@@ -169,8 +169,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 def metric_state(classifier: LitClassifier) -> dict[str, dict[str, Tensor]]:
     """Training metrics of the epoch so far."""
-    states = {name: cast(dict[str, Tensor], m.metric_state) for name, m in classifier.train_metrics.by_name.items()}
-    return {name: {key: value.detach().clone() for key, value in state.items()} for name, state in states.items()}
+    states = {name: cast(dict[str, Any], m.metric_state) for name, m in classifier.train_metrics.by_name.items()}
+    return {name: {key: _copied(value) for key, value in state.items()} for name, state in states.items()}
+
+
+def _copied(value: Any) -> Any:
+    """A number of a metric, or a list of one tensor where it keeps all answers."""
+    return [torch.cat(value)] if isinstance(value, list) and value else value if value == [] else value.detach().clone()
 
 
 def restore_metric_state(classifier: LitClassifier, states: list[dict[str, dict[str, Tensor]]]) -> None:
@@ -178,4 +183,7 @@ def restore_metric_state(classifier: LitClassifier, states: list[dict[str, dict[
     for name in states[0]:
         metric = classifier.train_metrics.by_name[name]
         for key in states[0][name]:
-            setattr(metric, key, sum(state[name][key] for state in states).to(metric.device))  # type: ignore[union-attr]
+            found = [state[name][key] for state in states]
+            kept = isinstance(found[0], list)
+            total: Any = sum(found, [] if kept else 0)
+            setattr(metric, key, [one.to(metric.device) for one in total] if kept else total.to(metric.device))

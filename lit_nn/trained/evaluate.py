@@ -22,10 +22,13 @@ from data_modules.images.dataset import ImageFiles
 from data_modules.sheets import drawable, font_for
 from lit_nn.errors import UsageError, brief, other_classes
 from lit_nn.trained.calibrate import BINS, calibration_error
+from lit_nn.trained.multi_label import measure_labels, precision_recall_figure
 from lit_nn.trained.predict import Model
 
 
-def data_of(model: Model, name: str | None = None, data_dir: str | None = None) -> ImageDataModule:
+def data_of(
+    model: Model, name: str | None = None, data_dir: str | None = None, table: str | None = None
+) -> ImageDataModule:
     """The data set to try a model on, by default its own, none of whose training images is then in the test part.
 
     Raises:
@@ -33,7 +36,7 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
         DataError: If it is not on this machine or cannot be used.
     """
     own = next((key for key, class_name in DATA_SETS.items() if class_name == model.data.get("class")), None)
-    name = name or own
+    name = name or ("image_table" if table else own)
     if name is None:
         raise UsageError("the model does not name a data set of this project; choose one with --data and --data_dir")
     cls, (channels, *size) = data_class(name), model.image_shape
@@ -41,15 +44,18 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
         raise UsageError(f"--data_dir {data_dir}: {name} reads no folder; leave it out, or add --data image_folder")
     try:  # what a file says of itself can be anything
         options = dict(model.data.get("options", {})) if name == own else {}  # the seed of the training among them
-        given = {"image_size": size, "channels": channels, "fit": model.fit, "data_dir": data_dir}
+        given = {"image_size": size, "channels": channels, "fit": model.fit, "data_dir": data_dir, "table": table}
         taken = option_names(name)
+        if table and "table" not in taken:
+            raise UsageError(f"--table {table}: {name} reads no table; leave it out, or add --data image_table")
         options |= {key: value for key, value in given.items() if key in taken and value is not None}
-        if issubclass(cls, ImageFiles) and "data_dir" not in options:
+        if issubclass(cls, ImageFiles) and "data_dir" not in options and not table:
             raise DataError("the model does not say where its images lie: give --data_dir FOLDER")
         data = cls(**options)
         if name == own:
             data.known_parts = {part: torch.from_numpy(known.copy()) for part, known in model.parts.items()}
-        shape, others = tuple(data.image_shape), other_classes(model.class_names, data.class_names)
+        same_kind = model.multi_label == data.multi_label
+        shape, others = tuple(data.image_shape), other_classes(model.class_names, data.class_names, same_kind)
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{brief(error)}; choose a data set with --data and --data_dir") from error
     if others or shape != model.image_shape:
@@ -63,11 +69,18 @@ class Answers(NamedTuple):
 
     class_names: list[str]
     images: NDArray[np.uint8]  # (N, C, H, W)
-    labels: NDArray[np.int64]  # the right classes, (N,)
+    labels: NDArray[Any]  # the right classes, int64 (N,); or which ones there are, 0 or 1, float32 (N, num_classes)
     logits: NDArray[np.float32]  # (N, num_classes)
     probabilities: NDArray[np.float32]  # (N, num_classes)
     temperature: float = 1.0  # by which logits are divided before they become probabilities
-    threshold: float = 0.0  # probability below which the model is not sure
+    threshold: float | list[float] = 0.0  # probability below which it is not sure; of each class, if there are several
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers; of several labels each is one, said from a probability of one half on."""
+        several = self.labels.ndim == 2
+        right = (self.logits > 0) == (self.labels > 0) if several else self.logits.argmax(1) == self.labels
+        return float(right.mean())
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -86,6 +99,8 @@ def answer_test_images(model: Model, data: ImageDataModule) -> Answers:
 
 def measure(answers: Answers) -> dict[str, Any]:
     """Everything that is counted, as plain values, one more is one more line here; 0 / 0 is 0, as in scikit-learn."""
+    if answers.labels.ndim == 2:
+        return measure_labels(answers)
     labels, logits = torch.from_numpy(answers.labels), torch.from_numpy(answers.logits).double()  # (N,), (N, K)
     classes, count, right = len(answers.class_names), len(labels), answers.confusion.diagonal()  # right is (K,)
     predicted, support = answers.confusion.sum(0), answers.confusion.sum(1)  # images of each class, (K,)
@@ -188,14 +203,19 @@ def reliability_figure(answers: Answers, title: str) -> Figure:
     return figure
 
 
+curves_figure = _drawing(precision_recall_figure)
+
+
 def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
     """Write metrics.json, tables and figures, replacing those of an earlier report together; returns `measure`'s."""
     found, names = measure(answers), answers.class_names
-    tables = {
-        "per_class": (["class", *found["macro"], "support"], [row.values() for row in found["per_class"].values()]),
-        "confusion": (["true class \\ predicted class", *names], answers.confusion.tolist()),
-    }
-    figures = {"confusion": confusion_figure, "mistakes": mistakes_figure, "reliability": reliability_figure}
+    rows = [*found["per_class"].values()]
+    tables = {"per_class": (["class", *rows[0]], [row.values() for row in rows])}
+    if answers.labels.ndim == 2:
+        figures = {"precision_recall": curves_figure}
+    else:
+        tables["confusion"] = (["true class \\ predicted class", *names], answers.confusion.tolist())
+        figures = {"confusion": confusion_figure, "mistakes": mistakes_figure, "reliability": reliability_figure}
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as complete:
         json_file = complete.enter_context(atomic_path(folder / "metrics.json"))

@@ -31,7 +31,7 @@ Run = Callable[[Pixels], Answer]
 
 
 class Prediction(NamedTuple):
-    """What an image shows, most probable class first."""
+    """What an image shows, most probable class first; where an image may have several labels, all it has, or none."""
 
     labels: list[str]  # names of classes
     probabilities: list[float]  # of each, between 0 and 1
@@ -39,13 +39,18 @@ class Prediction(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Name of the most probable class."""
-        return self.labels[0]
+        """Name of the most probable class; "none" for an image without labels."""
+        return self.labels[0] if self.labels else "none"
 
     @property
     def probability(self) -> float:
-        """Probability of the most probable class."""
-        return self.probabilities[0]
+        """Probability of the most probable class; 0 for an image without labels."""
+        return self.probabilities[0] if self.labels else 0.0
+
+    @property
+    def cells(self) -> list[str]:
+        """Labels and probabilities as two cells of a table."""
+        return ["|".join(self.labels) or "none", "|".join(f"{share:.6f}" for share in self.probabilities)]
 
 
 class Model(NamedTuple):
@@ -60,7 +65,8 @@ class Model(NamedTuple):
     data: dict[str, Any] = {}  # "class" and "options" of the data set it was trained on; empty if it is not known
     parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
     temperature: float = 1.0  # by which logits are divided before they become probabilities
-    threshold: float = 0.0  # probability below which it is not sure
+    threshold: Any = 0.0  # probability below which it is not sure; or a list of those from which on it says each label
+    multi_label: bool = False  # whether it may give an image several labels, or none
 
     def run(self, images: Pixels) -> Answer:
         """Logits and probabilities of pixels 0..255, uint8 (N, C, H, W), in batches that fit into memory; N > 0."""
@@ -69,15 +75,24 @@ class Model(NamedTuple):
         return np.concatenate(logits), np.concatenate(probabilities)
 
     def name(self, images: Sequence[Pixels], top_k: int) -> list[Prediction]:
-        """The ``top_k`` most probable classes of each of some images (C, H, W), of different sizes."""
+        """What each of some images (C, H, W), of different sizes, shows; see `read`."""
         predictions: list[Prediction] = [Prediction([], [])] * len(images)
         for shape in {image.shape for image in images}:  # images of one size go through together
             rows = [row for row, image in enumerate(images) if image.shape == shape]
             for row, shares in zip(rows, self.run(np.stack([images[row] for row in rows]))[1], strict=True):
-                order = np.argsort(-shares, kind="stable")[:top_k]  # (top_k,)
-                names, found = [self.class_names[label] for label in order], shares[order].tolist()
-                predictions[row] = Prediction(names, found, found[0] >= self.threshold)
+                predictions[row] = self.read(shares, top_k)
         return predictions
+
+    def read(self, shares: NDArray[np.float32], top_k: int) -> Prediction:
+        """What the probabilities of an image say, (num_classes,): its ``top_k`` most probable classes.
+
+        Where it may have several labels, they are all that reach their thresholds, whatever ``top_k`` is.
+        """
+        order = np.argsort(-shares, kind="stable")  # (num_classes,)
+        is_said = (shares >= self.threshold)[order]
+        order = order[is_said] if self.multi_label else order[:top_k]
+        names = [self.class_names[label] for label in order]
+        return Prediction(names, shares[order].tolist(), self.multi_label or bool(is_said[0]))
 
     def pixels(self, image: Any) -> Pixels:
         """One image of any kind, decoded as in training, (C, H, W) of its own size."""
@@ -204,11 +219,13 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
         return logits.numpy(), classifier.probabilities(logits).numpy()
 
     model = Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run, classifier.fit)
-    return model._replace(temperature=classifier.temperature, threshold=classifier.threshold)
+    model = model._replace(temperature=classifier.temperature, threshold=classifier.threshold)
+    return model._replace(multi_label=classifier.multi_label)
 
 
 def _described(metadata: Mapping[str, str], run: Run) -> Model:
-    older = {"levels": "65535", "fit": '"crop"', "parts": "{}", "temperature": "1", "threshold": "0"}  # lack some
+    older = {"levels": "65535", "fit": '"crop"', "parts": "{}", "temperature": "1", "threshold": "0"}
+    older["multi_label"] = "false"  # and they lack some
     said = {name: json.loads({**older, **metadata}[name]) for name in ("class_names", "image_shape", "data", *older)}
     channels, height, width = said["image_shape"]
     data = said["data"] if isinstance(said["data"], dict) else {}
@@ -217,10 +234,12 @@ def _described(metadata: Mapping[str, str], run: Run) -> Model:
         for name, (shape, text) in said["parts"].items()
     }
     names, shape, fit = [*map(str, said["class_names"])], (channels, height, width), str(said["fit"])
-    temperature, threshold = float(said["temperature"]), float(said["threshold"])
-    if not (temperature > 0 and 0 <= threshold <= 1):
+    temperature, several = float(said["temperature"]), said["multi_label"] is True
+    threshold = [*map(float, said["threshold"])] if several else float(said["threshold"])
+    is_right = np.shape(threshold) == ((len(names),) if several else ()) and 0 <= np.min(threshold) <= np.max(threshold)
+    if not (temperature > 0 and is_right and np.max(threshold) <= 1):
         raise ValueError(f"temperature {temperature}, threshold {threshold}")
-    return Model(names, shape, int(said["levels"]), run, fit, True, data, parts, temperature, threshold)
+    return Model(names, shape, int(said["levels"]), run, fit, True, data, parts, temperature, threshold, several)
 
 
 def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> list[Prediction]:
@@ -232,7 +251,7 @@ def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> li
             (H, W, 3) RGB or (H, W, 4) with transparency, of any size: the model itself makes them what it was trained
             on (large JPEGs may differ by a level from arrays: files are decoded at a fraction of their size). Or pixels
             (C, H, W) of the model's shape.
-        top_k: How many classes to name for each image.
+        top_k: How many classes to name for each image, if it can have one label only.
 
     Returns:
         A prediction for each image, in their order; a list also for a single one.

@@ -17,9 +17,11 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import httptools
+import numpy as np
 import onnxruntime
 
 from lit_nn.errors import UsageError, did_you_mean
@@ -128,7 +130,9 @@ class Server:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.model = model._replace(run_batch=lambda images: session.run(outputs, {"pixels": images}))
         self.limits, self.api_key, self.name = limits, api_key, path.stem
-        self.threshold: float = model.threshold if threshold is None else threshold
+        self.threshold = model.threshold if threshold is None else threshold
+        if model.multi_label:  # what it says of an image is all its classes, of which each request has its part
+            self.model = self.model._replace(threshold=0.0)
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.connections, self.idle = set[asyncio.StreamWriter](), set[asyncio.StreamWriter]()
         self.statuses, self.seconds, self.held, self.stopping = Counter[int](), 0.0, 0, False
@@ -246,24 +250,31 @@ class Server:
         if request.path in self.pages:
             kind, content = self.pages[request.path]
             return kind, content()
-        options = {"top_k": "5", "threshold": f"{self.threshold:.9f}"}
+        options, known = {"top_k": "5"}, ("top_k", "threshold")
         for name, text in parse_qsl(request.query, keep_blank_values=True)[:9]:
-            if name not in options:
-                raise Refusal(422, f"There is no parameter '{name}'.{did_you_mean(name, options)}")
+            if name not in known:
+                raise Refusal(422, f"There is no parameter '{name}'.{did_you_mean(name, known)}")
             options[name] = text
         if not re.fullmatch("0*[1-9][0-9]{0,8}", options["top_k"]):
             raise Refusal(422, f"top_k is '{options['top_k']}'; give a whole number from 1.")
-        if not re.fullmatch(r"0?\.[0-9]{1,20}|[01](\.0*)?", options["threshold"]):
+        if not re.fullmatch(r"0?\.[0-9]{1,20}|[01](\.0*)?", options.get("threshold", "0")):
             raise Refusal(422, f"threshold is '{options['threshold']}'; give a number from 0 to 1.")
-        top_k, threshold = min(int(options["top_k"]), len(self.model.class_names)), float(options["threshold"])
+        classes, several = self.model.class_names, self.model.multi_label
+        top_k, threshold = min(int(options["top_k"]), len(classes)), float(options.get("threshold", "nan"))
+        own = self.threshold if "threshold" not in options else threshold
+        least = dict(zip(classes, np.broadcast_to(own, len(classes)).tolist(), strict=True))
         names, files = zip(*request.files(), strict=True)
         results = []
         for name, found in zip(names, await self.batcher.name([*files], top_k), strict=True):
             if isinstance(found, Refusal):
                 raise Refusal(found.status, f"{name}: {found}" if name else str(found))
-            pairs = list(zip(found.labels[:top_k], found.probabilities, strict=False))
-            predictions = [{"label": label, "probability": round(share, 6)} for label, share in pairs]
-            results.append({"file": name, "sure": pairs[0][1] >= threshold, "predictions": predictions})
+            pairs = list(zip(found.labels, found.probabilities, strict=True))
+            said = [pair for pair in pairs if pair[1] >= least[pair[0]]]
+            result: dict[str, Any] = {"file": name}
+            result |= {"labels": [label for label, _ in said]} if several else {"sure": pairs[0] in said}
+            shown = said if several else pairs[:top_k]
+            predictions = [{"label": label, "probability": round(share, 6)} for label, share in shown]
+            results.append({**result, "predictions": predictions})
         return JSON, json.dumps({"model": self.name, "version": self.version, "results": results}, ensure_ascii=False)
 
     def ready(self) -> str:
