@@ -94,7 +94,7 @@ class StageMetrics(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.loss = MeanLoss()
-        self.acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.acc: Metric = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.balanced_acc = ClassScore(num_classes, balanced_accuracy)
         self.f1 = ClassScore(num_classes, macro_f1)
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []  # loss (), logits (B, K), labels (B,)

@@ -213,7 +213,11 @@ def test_parts_keep_each_class_its_share(seed: int) -> None:
     rest = columns.sum(0)
     for name, share in ((TEST, 0.2), (VAL, 0.15)):
         got = columns[part == name].sum(0)
-        assert (np.abs(got - share * rest) <= 1 + largest).all(), (got, share * rest)
+        off = (
+            np.abs(got - share * rest) - 2 - largest - 0.1 * share * rest
+        )  # as images go as a whole, not all can be met at once
+        assert (off[:-1] <= 0).all(), (got, share * rest)
+        assert off[-1] <= 0.1 * share * rest[-1]
         assert (got[rest > 5 * largest] > 0).all()
         rest = rest - got
     order = random.permutation(len(labels))
@@ -435,12 +439,15 @@ def test_predict_names_all_labels_or_none(
     answers = predict(model, [str(folder / name) for name in names])
     shares = model.run(np.stack([model.pixels(str(folder / name)) for name in names]))[1]
     for row, answer in zip(shares, answers, strict=True):
-        above = [NAMES[k] for k in np.argsort(-row) if row[k] >= model.threshold[k]]  # type: ignore[index]
+        above = [model.class_names[k] for k in np.argsort(-row) if row[k] >= model.threshold[k]]
         assert answer.labels == above
-    many, none = (
-        next(n for n, one in enumerate(answers) if ok(one.labels)) for ok in (lambda x: len(x) > 1, lambda x: not x)
-    )
-    words = [str(trained / "best.onnx"), str(folder / names[many]), str(folder / names[none])]
+    checkpoint = read_checkpoint(trained / "best.ckpt")  # and one that says nothing of the image it is least sure of
+    checkpoint["hyper_parameters"]["threshold"] = [float(shares.max(1).min()) + 1e-4] * 10
+    torch.save(checkpoint, trained / "strict.ckpt")
+    none, many = int(shares.max(1).argmin()), int(np.sort(shares)[:, -2].argmax())
+    answers = predict(open_model(trained / "strict.ckpt"), [str(folder / name) for name in names])
+    assert len(answers[many].labels) > 1
+    words = [str(trained / "strict.ckpt"), str(folder / names[many]), str(folder / names[none])]
     assert predict_files(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(label in lines[0] for label in answers[many].labels)
@@ -449,12 +456,12 @@ def test_predict_names_all_labels_or_none(
     said = json.loads(capsys.readouterr().out)
     assert [row["labels"] for row in said] == [answers[many].labels, []]
     assert [len(row["predictions"]) for row in said] == [len(answers[many].labels), 0]
+    assert "--top_k is for one label per image" in refused(predict_files, [*words, "--top_k", "2"])
     assert predict_files([*words, str(folder / "labels.csv"), "--csv", str(tmp_path / "x.csv")]) == 1
     table = rows_of(tmp_path / "x.csv")
     assert [row["labels"] for row in table] == ["|".join(answers[many].labels), "none", ""]
     assert table[0]["probabilities"].count("|") == table[0]["labels"].count("|")
     assert table[2]["error"]
-    assert "--top_k is for one label per image" in refused(predict_files, [*words, "--top_k", "2"])
 
 
 def test_lit_nn_predicts_and_tests_it(trained: Path, tmp_path: Path) -> None:
@@ -476,12 +483,12 @@ def test_the_server_names_all_labels_or_none(trained: Path, folder: Path) -> Non
         for number in range(12):
             body = (folder / "test" / f"{number}.png").read_bytes()
             expected = predict(model, str(folder / "test" / f"{number}.png"))[0]
-            (result,) = served.ask("predict", body)[1]["results"]
+            (result,) = served.ask("/predict", body)[1]["results"]
             assert result["labels"] == expected.labels == [one["label"] for one in result["predictions"]]
             assert "sure" not in result
-        (result,) = served.ask("predict?threshold=0&top_k=1", body)[1]["results"]
+        (result,) = served.ask("/predict?threshold=0&top_k=1", body)[1]["results"]
         assert sorted(result["labels"]) == sorted(NAMES)  # all with their probabilities
-        assert served.ask("predict?threshold=1", body)[1]["results"][0]["labels"] == []
+        assert served.ask("/predict?threshold=1", body)[1]["results"][0]["labels"] == []
 
 
 def test_a_run_goes_on_exactly(folder: Path, tmp_path: Path) -> None:
