@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score  # type: ignore[import-untyp
 from torch import Tensor, nn
 
 from data_modules import FashionMNISTSample
+from data_modules.images.fit import enlarge
 
 NAMES = FashionMNISTSample.class_names
 
@@ -37,8 +38,9 @@ def write_garments(folder: Path, train: int, test: int, seed: int = 0) -> Path:
 
 
 def plain_loop(net: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], epochs: int) -> float:
-    """Train a network on images uint8 (N, C, H, W) and labels (N, K) with nothing but torch; its test's mean AP."""
-    (images, labels), batch = train, 128
+    """Train a network on images uint8 (N, C, H, W) and labels (N, K) with a loop by hand; its test's mean AP."""
+    size: tuple[int, int] = net.image_size  # type: ignore[assignment]
+    (images, labels), (tests, given), batch = [(enlarge(one.float(), size), own) for one, own in (train, test)], 128
     mean, std = (images / 255).mean(), (images / 255).std()
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.01)
@@ -51,5 +53,5 @@ def plain_loop(net: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor,
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        shares = net.eval()((test[0] / 255 - mean) / std).sigmoid()
-    return float(average_precision_score(test[1], shares, average="macro"))
+        shares = net.eval()((tests / 255 - mean) / std).sigmoid()
+    return float(average_precision_score(given, shares, average="macro"))

@@ -20,9 +20,9 @@ from torch import Tensor
 from data_modules import DataError, ImageDataModule
 from data_modules.augment import Augment, Draws
 from data_modules.base import SPLITS
-from data_modules.batches import stratified_split
 from data_modules.image_table import ImageTable
 from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, cut
+from data_modules.sampling import stratified_split
 from lit_nn import LitClassifier, predict
 from lit_nn.checkpoint import load_classifier, read_checkpoint
 from lit_nn.errors import UsageError
