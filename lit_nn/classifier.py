@@ -95,11 +95,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             raise UsageError(f"init {init} would overwrite the pretrained weights; leave out one of the two")
         init_weights(self.net, init)
         self.account = load_weights(self.net, weights) if weights.endswith(WEIGHT_FILES) else ""  # of what was taken
-        self.loss = look_up(LOSSES, loss, "loss")
-        if self.multi_label:
-            if loss != "cross_entropy":
-                raise UsageError(f"loss {loss} is for one label for each image; with several there is cross_entropy")
-            self.loss = binary_cross_entropy
+        losses = {"cross_entropy": binary_cross_entropy} if self.multi_label else LOSSES
+        self.loss = look_up(losses, loss, "loss of several labels" if self.multi_label else "loss")
         monitor = {"default": "val_map" if self.multi_label else "val_acc"}.get(monitor, monitor)
         if not 0 <= label_smoothing <= 1:
             raise UsageError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
@@ -112,9 +109,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             raise UsageError("schedule plateau would keep a learning rate of 0; choose another one with freeze_epochs")
         self.save_hyperparameters(ignore=["net", "weights"])
         # From which the same model is built again.
-        self.save_hyperparameters(
-            {**self.arguments, "class_weights": class_weights, "backbone_lr": backbone_lr, "monitor": monitor}
-        )
+        found = {"class_weights": class_weights, "backbone_lr": backbone_lr, "monitor": monitor}
+        self.save_hyperparameters({**self.arguments, **found})
         self.register_buffer("class_weights", self._weights(class_weights), persistent=False)
         metrics = MultiLabelMetrics if self.multi_label else StageMetrics
         self.train_metrics, self.val_metrics, self.test_metrics = (metrics(len(class_names)) for _ in range(3))

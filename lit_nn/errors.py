@@ -43,10 +43,7 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def other_classes(known: Iterable[str], found: Iterable[str], same_kind: bool = True) -> str:
-    """In which classes a data set differs from those that a model knows, for a message; "" if in none.
-
-    ``same_kind`` says whether both give an image one label, or both several.
-    """
+    """In which classes, or kind of labels, a data set differs from those that a model knows; "" if in none."""
     if not same_kind:
         return "one label for each image where the model has several, or the other way round"
     known, found = list(known), list(found)

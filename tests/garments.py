@@ -40,7 +40,7 @@ def write_garments(folder: Path, train: int, test: int, seed: int = 0) -> Path:
 def plain_loop(net: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], epochs: int) -> float:
     """Train a network on images uint8 (N, C, H, W) and labels (N, K) with a loop by hand; its test's mean AP."""
     size: tuple[int, int] = net.image_size  # type: ignore[assignment]
-    (images, labels), (tests, given), batch = [(enlarge(one.float(), size), own) for one, own in (train, test)], 128
+    images, tests, labels, batch = enlarge(train[0].float(), size), enlarge(test[0].float(), size), train[1], 128
     mean, std = (images / 255).mean(), (images / 255).std()
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.01)
@@ -54,4 +54,4 @@ def plain_loop(net: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor,
             schedule.step()
     with torch.no_grad():
         shares = net.eval()((tests / 255 - mean) / std).sigmoid()
-    return float(average_precision_score(given, shares, average="macro"))
+    return float(average_precision_score(test[1], shares, average="macro"))

@@ -169,7 +169,7 @@ BAD: dict[str, tuple[Callable[[Cells], Cells], list[str], int, str]] = {
         2,
         "--accept is for one label for each image",
     ),
-    "loss": (lambda c: c, ["--data.delimiter", "|", "--loss", "mse"], 2, "loss mse is for one label for each image"),
+    "loss": (lambda c: c, ["--data.delimiter", "|", "--loss", "mse"], 2, "unknown loss of several labels 'mse'."),
     "monitor": (
         lambda c: c,
         ["--data.delimiter", "|", "--monitor", "val_balanced_acc"],

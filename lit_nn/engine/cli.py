@@ -22,15 +22,8 @@ from lit_nn.engine.resume import RunState
 from lit_nn.engine.trainer import build_trainer
 from lit_nn.errors import UsageError
 
-DESCRIPTION = (
-    "class_names",
-    "image_shape",
-    "mean",
-    "std",
-    "levels",
-    "fit",
-    "multi_label",
-)  # what the data set tells the classifier
+# What the data set tells the classifier.
+DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels", "fit", "multi_label")
 
 
 class LitCLI(LightningCLI):
@@ -147,8 +140,6 @@ class LitCLI(LightningCLI):
         chosen = [folder] if folder != "data" and self.previous is None else []  # in a file
         option_checks.check_data_dir(self.data_name, typed or chosen)
         super().instantiate_classes()
-        text = "--accept is for one label for each image; of several, each class gets the threshold with its best F1"
-        option_checks.refuse(self.config.get("accept") and self.model.multi_label, text)
         if self.stage != "fit":
             self.model = rebuild(self.checkpoint, self.datamodule)
 

@@ -65,12 +65,7 @@ FLAGS = [
     Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),
     Flag("ema", "ema", "null", "decay of a moving average (0.99 to 0.9999) to use instead of the weights", float),
     Flag("accept", "accept", "null", 'say "not sure" so often that such a share of the rest is right, 0.95 say', float),
-    Flag(
-        "monitor",
-        "model.monitor",
-        "default",
-        "what is best: val_acc, val_loss, val_balanced_acc, val_f1; of several labels val_map",
-    ),
+    Flag("monitor", "model.monitor", "default", "what is best: val_acc, val_loss, val_balanced_acc, val_f1, val_map"),
     Flag("early_stopping", "early_stopping", "null", "stop when that has not improved for so many epochs", int),
     Flag("run_dir", "run_dir", "runs/DATA-NET/TIME", "folder that gets everything the run writes", str),
     Flag("resume", "ckpt_path", "null", "continue a run: its folder, a checkpoint, or last or best of the latest", str),

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -173,9 +174,8 @@ def metric_state(classifier: LitClassifier) -> dict[str, dict[str, Tensor]]:
     return {name: {key: _copied(value) for key, value in state.items()} for name, state in states.items()}
 
 
-def _copied(value: Any) -> Any:
-    """A number of a metric, or a list of one tensor where it keeps all answers."""
-    return [torch.cat(value)] if isinstance(value, list) and value else value if value == [] else value.detach().clone()
+def _copied(value: Any) -> Any:  # a list, where a metric keeps all answers
+    return [*map(_copied, value)] if isinstance(value, list) else value.detach().clone()
 
 
 def restore_metric_state(classifier: LitClassifier, states: list[dict[str, dict[str, Tensor]]]) -> None:
@@ -183,7 +183,5 @@ def restore_metric_state(classifier: LitClassifier, states: list[dict[str, dict[
     for name in states[0]:
         metric = classifier.train_metrics.by_name[name]
         for key in states[0][name]:
-            found = [state[name][key] for state in states]
-            kept = isinstance(found[0], list)
-            total: Any = sum(found, [] if kept else 0)
-            setattr(metric, key, [one.to(metric.device) for one in total] if kept else total.to(metric.device))
+            first, *others = (state[name][key] for state in states)
+            setattr(metric, key, move_data_to_device(sum(others, first), metric.device))

@@ -89,7 +89,7 @@ class Model(NamedTuple):
         Where it may have several labels, they are all that reach their thresholds, whatever ``top_k`` is.
         """
         order = np.argsort(-shares, kind="stable")  # (num_classes,)
-        is_said = (shares >= self.threshold)[order]
+        is_said = (shares >= np.array(self.threshold))[order]  # an array, or it would be rounded
         order = order[is_said] if self.multi_label else order[:top_k]
         names = [self.class_names[label] for label in order]
         return Prediction(names, shares[order].tolist(), self.multi_label or bool(is_said[0]))
