@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import CHROMIUM, chromium
 from conftest import Patch, Refused, Said, rows_of, script
 from garments import NAMES, plain_loop, write_garments
 from PIL import Image
 from resume_runs import assert_resumes_exactly
 from sklearn import metrics as sk  # type: ignore[import-untyped]
+from test_distributed import CPU, agree
+from test_distributed import finished as together
+from test_page import RUNTIME, files_served, titles
+from test_serve import serve
 from torch import Tensor
 
 from data_modules import DataError, ImageDataModule
@@ -476,8 +482,6 @@ def test_lit_nn_predicts_and_tests_it(trained: Path, tmp_path: Path) -> None:
 
 
 def test_the_server_names_all_labels_or_none(trained: Path, folder: Path) -> None:
-    from test_serve import serve
-
     model = open_model(trained / "best.onnx")
     with serve(trained / "best.onnx") as served:
         for number in range(12):
@@ -489,6 +493,29 @@ def test_the_server_names_all_labels_or_none(trained: Path, folder: Path) -> Non
         (result,) = served.ask("/predict?threshold=0&top_k=1", body)[1]["results"]
         assert sorted(result["labels"]) == sorted(NAMES)  # all with their probabilities
         assert served.ask("/predict?threshold=1", body)[1]["results"][0]["labels"] == []
+
+
+@pytest.mark.posix
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed: apt-get install chromium")
+def test_the_page_names_all_labels_or_none(trained: Path, folder: Path, tmp_path: Path) -> None:
+    shares = answer_test_images(model := open_model(trained / "best.ckpt"), data_of(model)).probabilities
+    checkpoint = read_checkpoint(trained / "best.ckpt")
+    checkpoint["hyper_parameters"]["threshold"] = [float(np.median(shares.max(1)))] * 10  # half of them get none
+    torch.save(checkpoint, tmp_path / "half.ckpt")
+    assert export([str(tmp_path / "half.ckpt")]) == 0
+    paths = [folder / "test" / f"{number}.png" for number in range(12)]
+    expected = [", ".join(one.labels) or "None" for one in predict(open_model(tmp_path / "half.onnx"), paths)]
+    assert any("," in title for title in expected)
+    with chromium(tmp_path / "chromium") as tab, ExitStack() as served:
+        addresses = [served.enter_context(serve(tmp_path / "half.onnx")).url]
+        if RUNTIME.is_dir():  # else without the page that has no server
+            words = ["--format", "web", "--output", str(tmp_path / "web"), "--onnxruntime_web", str(RUNTIME)]
+            assert export([str(tmp_path / "half.ckpt"), *words]) == 0
+            addresses.append(served.enter_context(files_served(tmp_path / "web")))
+        for address in addresses:
+            tab.open(address)
+            tab.drop(*paths)
+            assert titles(tab, 12) == expected
 
 
 def test_a_run_goes_on_exactly(folder: Path, tmp_path: Path) -> None:
@@ -526,6 +553,33 @@ def test_a_run_does_not_go_on_with_one_label(folder: Path, tmp_path: Path, refus
         train, ["--resume", str(tmp_path), "--data.table", single, "--data.delimiter", "", "--max_epochs", "2"]
     )
     assert "one label for each image where the model has several" in said
+
+
+@pytest.mark.posix
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_are_one_run(folder: Path, tmp_path: Path) -> None:
+    words = [
+        *CPU,
+        *data_words(folder),
+        "--net",
+        "mlp",
+        "--augment",
+        "flip",
+        "--max_epochs",
+        "2",
+        "--schedule",
+        "constant",
+    ]
+    words += ["--optimizer", "momentum", "--lr", "0.01", "--class_weights", "balanced"]
+    together("lightning", [*words, "--batch_size", "16", "--run_dir", "two"], tmp_path)
+    assert train([*words, "--batch_size", "32", "--run_dir", str(tmp_path / "one")]) == 0
+    agree(tmp_path / "one", tmp_path / "two")
+    again = ["--trainer.max_steps", "12", "--batch_size", "16", "--save_every_steps", "2", "--run_dir", "three"]
+    together("lightning", [*words, *again], tmp_path)  # which ends inside of an epoch
+    alone = ["--devices", "1", "--strategy", "auto", "--batch_size", "32", "--trainer.max_steps", "-1"]
+    assert train(["--resume", str(tmp_path / "three"), *alone]) == 0
+    agree(tmp_path / "one", tmp_path / "three")
 
 
 def test_thresholds_must_fit() -> None:
