@@ -110,7 +110,7 @@ class ImageTable(ImageFiles):
         if absent := [name for name in self._classes if name not in given]:
             wrong.append(f"row 1: no image is of the class {some(absent)}; leave out the column")
         if self.delimiter and all(len(found) < 2 for found in labels) and not wrong:
-            wrong.append(f"no label has a '{self.delimiter}', row 2 for instance is '{values['label'][0]}'")
+            wrong.append(f"no label has a '{self.delimiter}', row {rows[1][0]} for instance is '{values['label'][0]}'")
         if wrong:
             raise DataError(" ".join(f"{self.table}: {some(wrong)}".split()))  # a cell may have several lines
         if len(names := sorted(given)) < 2:

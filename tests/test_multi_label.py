@@ -599,7 +599,8 @@ def test_the_recipe_is_as_good_as_a_plain_loop(tmp_path: Path, capsys: Said) -> 
     """Three seeds each, with the same images, network, and number of epochs, and no augmentation; prints both."""
     table = str(write_garments(tmp_path, 3000, 1000))
     data = ImageTable(table, delimiter="|", image_size=[28, 56])
-    parts = [(images[rows], labels[rows]) for images, labels, rows in map(data.split, ("train", "test"))]
+    (images, labels, own), (tests, given, rows) = data.split("train"), data.split("test")
+    parts = (images[own], labels[own]), (tests[rows], given[rows])
     found: dict[str, list[float]] = {"recipe": [], "plain": []}
     for seed in range(3):
         words = ["--data", "image_table", "--data.table", table, "--data.delimiter", "|", "--seed", str(seed)]

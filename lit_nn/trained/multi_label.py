@@ -31,11 +31,12 @@ def measure_labels(answers: "Answers") -> dict[str, Any]:
     each = scores((said & given).sum(0), said.sum(0), support)  # (K,) each
     precision = average_precision(shares, labels).numpy()
     each["average_precision"] = np.nan_to_num(precision)
+    mean = float(precision[support > 0].mean()) if support.any() else 0.0  # of the classes that have images
     micro = scores((said & given).sum(), said.sum(), given.sum())
     loss = F.binary_cross_entropy_with_logits
     return {
         "images": len(labels),
-        "mean_average_precision": float(np.nanmean(precision)) if support.any() else 0.0,  # of classes with images
+        "mean_average_precision": mean,
         "accuracy": float((said == given).mean()),  # share of right answers, yes and no
         "exact_match": float((said == given).all(1).mean()),  # share of images of which all answers are right
         "loss": loss(logits.double() / answers.temperature, labels.double()).item(),  # nats
@@ -44,7 +45,7 @@ def measure_labels(answers: "Answers") -> dict[str, Any]:
         "uncalibrated_loss": loss(logits.double(), labels.double()).item(),  # at a temperature of 1
         "uncalibrated_calibration_error": calibration_error(logits.sigmoid(), labels),
         "micro": {score: float(value) for score, value in micro.items()},  # of all answers together
-        "macro": {score: float(values.mean()) for score, values in each.items()},  # means over the classes
+        "macro": {score: float(values.mean()) for score, values in each.items()} | {"average_precision": mean},
         "per_class": {
             name: {score: values[label].item() for score, values in (each | more).items()}
             for more in [{"support": support, "threshold": thresholds}]
