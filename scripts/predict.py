@@ -39,10 +39,11 @@ def main(words: list[str]) -> None:
     top_k, label_width = min(options.top_k, len(model.class_names)), max(map(len, model.class_names))
     width, rows = min(max(len(path) for path, _ in files), 80), list[dict[str, Any]]()
     quick = len(files) < 200 or (sys.stdout.isatty() and not options.csv)  # or the lines show how far it is
-    results = predict_files(model, files, top_k)
-    for name, error, (labels, shares, sure) in tqdm(results, total=len(files), unit=" images", disable=quick or None):
+    results = tqdm(predict_files(model, files, top_k), total=len(files), unit=" images", disable=quick or None)
+    for name, error, (labels, shares, sure, unlike) in results:
         found = [{"label": label, "probability": round(share, 6)} for label, share in zip(labels, shares, strict=True)]
-        rows.append({"path": name, "error": error} if error else {"path": name, "sure": sure, "predictions": found})
+        said = {"error": error} if error else {"sure": sure, "unlike": round(unlike, 4), "predictions": found}
+        rows.append({"path": name, **said})
         cells = [f"{label:{label_width}} {share:6.1%}" for label, share in zip(labels, shares, strict=True)]
         cells += [] if sure else ["(not sure)"]
         line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *cells])
@@ -55,10 +56,10 @@ def main(words: list[str]) -> None:
         keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
         with atomic_path(options.csv) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", *keys, "sure", "error"])
+            writer.writerow(["path", *keys, "sure", "unlike", "error"])
             for row in rows:
                 values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
-                writer.writerow([row["path"], *values, row.get("sure"), row.get("error")])
+                writer.writerow([row["path"], *values, *map(row.get, ("sure", "unlike", "error"))])
         print(f"{len(rows):,} rows: {options.csv}")
     if failed := sum("error" in row for row in rows):
         raise DataError(f"{failed:,} of {len(files):,} files could not be read")

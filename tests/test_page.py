@@ -56,7 +56,7 @@ def titles(tab: Tab, count: int) -> list[str]:
 def check_rows(tab: Tab, expected: list[Prediction], tolerance: float) -> None:
     """Labels, and what the bars say in percent, of all images."""
     assert len({prediction.label for prediction in expected}) > 3
-    for rows, (labels, shares, _) in zip(tab.js(ROWS)[::-1], expected, strict=True):
+    for rows, (labels, shares, *_) in zip(tab.js(ROWS)[::-1], expected, strict=True):
         assert rows[0][0] == labels[0]
         found = {label: float(share.removesuffix(" %")) for label, share in rows}
         assert found == pytest.approx(

@@ -125,12 +125,13 @@ def write_images(folder: Path, count: int = 20, size: tuple[int, int] | None = N
 def test_answers_are_those_of_predict(served: Served, model: Path, tmp_path: Path) -> None:
     paths = write_images(tmp_path)
     expected = predict(open_model(model), paths, 3)
-    for path, (labels, shares, _) in zip(paths, expected, strict=True):
+    for path, (labels, shares, _, unlike) in zip(paths, expected, strict=True):
         status, answer = served.ask("/predict?top_k=3", path.read_bytes())
         assert (status, answer["model"], len(answer["version"])) == (200, "model", 12)
         found = answer["results"][0]["predictions"]
         assert [each["label"] for each in found] == labels
         assert [each["probability"] for each in found] == pytest.approx(shares, abs=2e-6)
+        assert answer["results"][0]["unlike"] == pytest.approx(unlike, abs=1e-4)
     status, answer = served.ask(
         "/predict?top_k=1&threshold=0.99", form(*((p.name, p.read_bytes()) for p in paths)), **FORM
     )

@@ -155,6 +155,19 @@ def _continue(cli: LitCLI, previous: PreviousRun) -> None:
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
 
 
+def fit(cli: LitCLI) -> None:
+    """Train, then give the best checkpoint the temperature and, if ``--accept`` asks for it, the threshold."""
+    trainer, model, checkpoints = cli.trainer, cli.model, cli.checkpoints
+    trainer.fit(model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+    best = checkpoints.folder / "best.ckpt" if checkpoints and trainer.is_global_zero else None
+    if best and best.exists() and not isinstance(trainer.strategy, FSDPStrategy):  # maybe too large for one device
+        found = read_checkpoint(best)
+        model.load_state_dict(found["state_dict"])
+        print(_calibrate(cli, model))
+        found["hyper_parameters"] |= {"temperature": model.temperature, "threshold": model.threshold}
+        save_checkpoint(found, best)
+
+
 def test_best(cli: LitCLI) -> None:
     """Test the best checkpoint, write result.json, say what came out and what to type next."""
     trainer, model, run_dir, checkpoints, best = cli.trainer, cli.model, cli.run_dir, cli.checkpoints, None
@@ -171,10 +184,6 @@ def test_best(cli: LitCLI) -> None:
         found = read_checkpoint(best)
         model.load_state_dict(found["state_dict"])
         validated = found["metrics"]
-        if trainer.is_global_zero and not isinstance(trainer.strategy, FSDPStrategy):  # maybe too large for one device
-            print(_calibrate(cli, model))
-            found["hyper_parameters"] |= {"temperature": model.temperature, "threshold": model.threshold}
-            save_checkpoint(found, best)
     trainer.test(model, datamodule=cli.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return
@@ -203,7 +212,7 @@ def test_best(cli: LitCLI) -> None:
 
 @torch.no_grad()
 def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
-    """Give a trained model its temperature and, if ``--accept`` asks for it, its threshold; returns what was found."""
+    """Calibrate a trained model on all validation images; returns what was found."""
     data, device, accept = cli.datamodule, cli.trainer.strategy.root_device, cli.config.accept
     images, labels, rows = data.split("val")
     inputs, labels = data.features.get("val", images), labels.cpu()[rows]  # the whole part, whatever was validated

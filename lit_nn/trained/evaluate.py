@@ -14,15 +14,17 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torchmetrics.functional.classification import binary_auroc
 
 from data_modules import DATA_SETS, ImageDataModule, data_class, option_names
 from data_modules.errors import DataError
 from data_modules.files import atomic_path
 from data_modules.images.dataset import ImageFiles
+from data_modules.images.decode import image_paths
 from data_modules.sheets import drawable, font_for
 from lit_nn.errors import UsageError, brief, other_classes
 from lit_nn.trained.calibrate import BINS, calibration_error
-from lit_nn.trained.predict import Model
+from lit_nn.trained.predict import Model, energy, predict_files
 
 
 def data_of(model: Model, name: str | None = None, data_dir: str | None = None) -> ImageDataModule:
@@ -68,6 +70,7 @@ class Answers(NamedTuple):
     probabilities: NDArray[np.float32]  # (N, num_classes)
     temperature: float = 1.0  # by which logits are divided before they become probabilities
     threshold: float = 0.0  # probability below which the model is not sure
+    others: NDArray[np.float64] | None = None  # `energy` of images that show something else, (M,)
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -82,6 +85,30 @@ def answer_test_images(model: Model, data: ImageDataModule) -> Answers:
     images = tensors[rows].cpu().numpy()
     right, calibration = labels[rows].cpu().numpy(), (model.temperature, model.threshold)
     return Answers(model.class_names, images, right, *model.run(images), *calibration)
+
+
+def score_images(model: Model, folder: str) -> NDArray[np.float64]:
+    """`energy` of all images in a folder, (M,), which need no labels; raises DataError if one cannot be read."""
+    failed = list[OSError]()
+    files = [(path, "") for path in image_paths(folder, failed.append)]
+    found = list(predict_files(model, files, 1))
+    wrong = [f"{name}: {reason}" for name, reason, _ in found if reason] + [str(error) for error in failed]
+    if wrong or not found:
+        raise DataError(wrong[0] if wrong else f"{folder}: there is no image in it")
+    return np.array([prediction.unlike for _, _, prediction in found])
+
+
+def _unlike(answers: Answers) -> dict[str, Any]:
+    """How well `energy` tells the test images from those that show something else."""
+    assert answers.others is not None
+    scores = np.concatenate([energy(answers.logits, answers.temperature), answers.others])  # (N + M,)
+    order = torch.from_numpy(
+        np.unique(scores, return_inverse=True)[1] / len(scores)
+    )  # of scores beyond 1 it takes sigmoids
+    auroc = binary_auroc(order, (torch.arange(len(scores)) >= len(answers.labels)).long()).item()
+    cut = np.quantile(scores[: len(answers.labels)], 0.95)
+    above = float((answers.others > cut).mean())
+    return {"unlike": {"images": len(answers.others), "auroc": auroc, "cut": float(cut), "above_cut": above}}
 
 
 def measure(answers: Answers) -> dict[str, Any]:
@@ -114,6 +141,7 @@ def measure(answers: Answers) -> dict[str, Any]:
         "threshold": answers.threshold,
         "sure": sure.mean().item(),  # share of the images
         "accuracy_where_sure": float((logits.argmax(1) == labels).numpy()[sure].mean()) if sure.any() else 0.0,
+        **({} if answers.others is None else _unlike(answers)),
         "macro": {score: float(values.mean()) for score, values in scores.items()},  # means over the classes
         "per_class": {
             name: {score: values[label].item() for score, values in (scores | {"support": support}).items()}

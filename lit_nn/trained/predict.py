@@ -30,12 +30,23 @@ Answer = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits and probabili
 Run = Callable[[Pixels], Answer]
 
 
+def energy(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    """How unlike all training images images are, from their logits (N, K): -T log sum exp(logits / T), (N,).
+
+    High where no class has a high logit; Liu et al., 2020, Energy-based out-of-distribution detection.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    top = scaled.max(1)
+    return -temperature * (top + np.log(np.exp(scaled - top[:, None]).sum(1)))
+
+
 class Prediction(NamedTuple):
     """What an image shows, most probable class first."""
 
     labels: list[str]  # names of classes
     probabilities: list[float]  # of each, between 0 and 1
     sure: bool = True  # whether the first one reaches the threshold of the model
+    unlike: float = 0.0  # how unlike all training images it is: `energy`
 
     @property
     def label(self) -> str:
@@ -73,10 +84,12 @@ class Model(NamedTuple):
         predictions: list[Prediction] = [Prediction([], [])] * len(images)
         for shape in {image.shape for image in images}:  # images of one size go through together
             rows = [row for row, image in enumerate(images) if image.shape == shape]
-            for row, shares in zip(rows, self.run(np.stack([images[row] for row in rows]))[1], strict=True):
+            logits, probabilities = self.run(np.stack([images[row] for row in rows]))
+            unlike = energy(logits, self.temperature).tolist()
+            for row, shares, score in zip(rows, probabilities, unlike, strict=True):
                 order = np.argsort(-shares, kind="stable")[:top_k]  # (top_k,)
                 names, found = [self.class_names[label] for label in order], shares[order].tolist()
-                predictions[row] = Prediction(names, found, found[0] >= self.threshold)
+                predictions[row] = Prediction(names, found, found[0] >= self.threshold, score)
         return predictions
 
     def pixels(self, image: Any) -> Pixels:
@@ -143,11 +156,14 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _open_onnx(path: Path) -> Model:
+def open_onnx(path: Path, threads: int = 0) -> Model:
+    """Open an .onnx, with as many threads as cores if ``threads`` is 0; `open_model` says what is wrong with a file."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)  # errors only
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     run: Run = lambda images: session.run(["logits", "probabilities"], {"pixels": images})  # noqa: E731
     any_size = isinstance(session.get_inputs()[0].shape[2], str)  # the name of a size that is free
     return _described(session.get_modelmeta().custom_metadata_map, run)._replace(any_size=any_size)
@@ -189,7 +205,7 @@ def _open_safetensors(path: Path) -> Model:
     return _described(metadata, model.run_batch)
 
 
-OPENERS = {".ckpt": _open_checkpoint, ".onnx": _open_onnx, ".pt2": _open_program, ".safetensors": _open_safetensors}
+OPENERS = {".ckpt": _open_checkpoint, ".onnx": open_onnx, ".pt2": _open_program, ".safetensors": _open_safetensors}
 
 
 def classifier_model(classifier: "ImageClassifier") -> Model:

@@ -20,11 +20,10 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 import httptools
-import onnxruntime
 
 from lit_nn.errors import UsageError, did_you_mean
 from lit_nn.trained.batcher import Batcher, Limits, Refusal
-from lit_nn.trained.predict import open_model
+from lit_nn.trained.predict import open_model, open_onnx
 
 GOODBYE = 2  # seconds in which a client may still read its last answer
 HEAD = 1 << 14  # bytes of a request's first line and headers
@@ -123,12 +122,10 @@ class Server:
     def __init__(self, path: Path, limits: Limits, threshold: float | None = None, api_key: str = "") -> None:
         if path.suffix != ".onnx":
             raise UsageError(f"{path} cannot be served, an .onnx can: python scripts/export.py CKPT")
-        model, options, outputs = open_model(path), onnxruntime.SessionOptions(), ["logits", "probabilities"]
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the batches share the cores
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.model = model._replace(run_batch=lambda images: session.run(outputs, {"pixels": images}))
+        open_model(path)  # says what is wrong with it
+        self.model = open_onnx(path, threads=1)  # the batches share the cores
         self.limits, self.api_key, self.name = limits, api_key, path.stem
-        self.threshold: float = model.threshold if threshold is None else threshold
+        self.threshold: float = self.model.threshold if threshold is None else threshold
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.connections, self.idle = set[asyncio.StreamWriter](), set[asyncio.StreamWriter]()
         self.statuses, self.seconds, self.held, self.stopping = Counter[int](), 0.0, 0, False
@@ -263,7 +260,8 @@ class Server:
                 raise Refusal(found.status, f"{name}: {found}" if name else str(found))
             pairs = list(zip(found.labels[:top_k], found.probabilities, strict=False))
             predictions = [{"label": label, "probability": round(share, 6)} for label, share in pairs]
-            results.append({"file": name, "sure": pairs[0][1] >= threshold, "predictions": predictions})
+            sure, unlike = pairs[0][1] >= threshold, round(found.unlike, 4)
+            results.append({"file": name, "sure": sure, "unlike": unlike, "predictions": predictions})
         return JSON, json.dumps({"model": self.name, "version": self.version, "results": results}, ensure_ascii=False)
 
     def ready(self) -> str:
