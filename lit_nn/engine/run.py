@@ -155,10 +155,9 @@ def _continue(cli: LitCLI, previous: PreviousRun) -> None:
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
 
 
-def fit(cli: LitCLI) -> None:
-    """Train, then give the best checkpoint the temperature and, if ``--accept`` asks for it, the threshold."""
+def calibrate_best(cli: LitCLI) -> None:
+    """After a training, give the best checkpoint its temperature and, if ``--accept`` asks for it, its threshold."""
     trainer, model, checkpoints = cli.trainer, cli.model, cli.checkpoints
-    trainer.fit(model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
     best = checkpoints.folder / "best.ckpt" if checkpoints and trainer.is_global_zero else None
     if best and best.exists() and not isinstance(trainer.strategy, FSDPStrategy):  # maybe too large for one device
         found = read_checkpoint(best)
