@@ -48,7 +48,7 @@ def begin(words: list[str], folds: int, folder: Path) -> Any:
 
 
 def train(run: Path, words: list[str]) -> None:
-    """Train a fold, or go on with it, and keep what its best checkpoint says of the images that it was not trained on."""
+    """Train a fold, or go on with it, and keep what its best checkpoint says of images it was not trained on."""
     from lit_nn.engine.cli import LitCLI
     from lit_nn.engine.run import logits_of, running, test_best
 
@@ -69,11 +69,9 @@ def main(words: list[str]) -> None:
     """Train the folds that are not trained yet; write and print what their models think of the labels."""
     parser = CommandParser("check_labels", "Find images whose labels are probably wrong.")
     parser.epilog = "Every other OPTION is one of scripts/train.py: --data image_folder --data_dir my_pictures"
+    parser.add_argument("--folds", type=int, default=5, metavar="K", help="each judged by a training on the rest [5]")
     parser.add_argument(
-        "--folds", type=int, default=5, metavar="K", help="each is judged by a training on the rest [5]"
-    )
-    parser.add_argument(
-        "--run_dir", type=Path, default="runs/labels", metavar="DIR", help="for all files [runs/labels]"
+        "--run_dir", type=Path, default="runs/labels", metavar="DIR", help="for all of it [runs/labels]"
     )
     options, rest = parser.parse_known_args(words)
     folds, folder = options.folds, options.run_dir
@@ -81,13 +79,12 @@ def main(words: list[str]) -> None:
     data, accuracies = cli.datamodule, list[float]()
     labels = data.split("train")[1].numpy()
     shares, fold_of = np.zeros((len(labels), len(data.class_names))), np.zeros(len(labels), np.int64)
+    fixed = [*rest, f"--seed={cli.config.seed_everything}", f"--data.folds={folds}"]
     for fold in range(1, folds + 1):
         run = folder / f"fold-{fold}"
         if not (run / "answers.npz").exists():
             with run.with_suffix(".txt").open("a", encoding="utf-8") as log, redirect_stdout(log):
-                train(
-                    run, [*rest, f"--seed={cli.config.seed_everything}", f"--data.folds={folds}", f"--data.fold={fold}"]
-                )
+                train(run, [*fixed, f"--data.fold={fold}"])
         with np.load(run / "answers.npz") as answers:
             rows = answers["rows"]
             shares[rows], fold_of[rows] = answers["shares"], fold

@@ -30,17 +30,10 @@ def score_labels(labels: Numbers, shares: Shares) -> Shares:
 def write_findings(
     data: ImageDataModule, rows: Numbers, shares: Shares, folds: Numbers, folder: Path
 ) -> tuple[list[list[str]], int, int]:
-    """Write what is found about some images of a data set: labels.csv, worst.png, near_copies.csv, corrected.csv.
+    """Write labels.csv, worst.png, near_copies.csv and, where a table can name the images, corrected.csv.
 
-    Args:
-        data: The data set.
-        rows: Which of its images were judged (N,).
-        shares: Probabilities of their classes (N, num_classes).
-        folds: In which folds (N,).
-        folder: Where to write.
-
-    Returns:
-        The rows of labels.csv; how many of them, the first ones, count as wrong; the number of pairs of near-copies.
+    They are of the images ``rows`` (N,), judged in ``folds`` (N,) with the probabilities ``shares`` (N, num_classes).
+    Returns the rows of labels.csv, how many of them, the first ones, count as wrong, and how many pairs are near-copies.
     """
     images, all_labels, _ = data.split("train")
     labels, likely, names, columns = all_labels.numpy()[rows], shares.argmax(1), data.class_names, data.described()
