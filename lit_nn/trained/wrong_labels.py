@@ -33,7 +33,7 @@ def write_findings(
     """Write labels.csv, worst.png, near_copies.csv and, where a table can name the images, corrected.csv.
 
     They are of the images ``rows`` (N,), judged in ``folds`` (N,) with the probabilities ``shares`` (N, num_classes).
-    Returns the rows of labels.csv, how many of them, the first ones, count as wrong, and how many pairs are near-copies.
+    Returns the rows of labels.csv, how many of them, the first ones, count as wrong, and the number of near-copies.
     """
     images, all_labels, _ = data.split("train")
     labels, likely, names, columns = all_labels.numpy()[rows], shares.argmax(1), data.class_names, data.described()
