@@ -154,11 +154,10 @@ class ImageFiles(ImageDataModule):
 
     def described(self) -> dict[str, list[Any]]:
         """File of each image, and where they have them its part, group and weight."""
-        listing, root = self._listing, Path(self.data_dir)
-        files = [printable(root / file) for file in listing.files]
-        more = {"split": listing.splits if len({*listing.splits}) > 1 else [], "group": listing.groups}
-        more |= {"weight": listing.weights}
-        return {"file": files} | {name: cells for name, cells in more.items() if cells}
+        _, files, _, splits, groups, weights = self._listing
+        said: dict[str, list[Any]] = {"file": [printable(Path(self.data_dir, file)) for file in files]}
+        said |= {"split": [*splits] if len({*splits}) > 1 else [], "group": groups, "weight": weights}
+        return {name: cells for name, cells in said.items() if cells}
 
     def facts(self) -> dict[str, str]:
         """Size of the files' images, of about a thousand, and of the groups."""

@@ -8,7 +8,7 @@ from torch import Tensor
 BITS, MOST = 64, 3  # of a hash, and in how many two may differ: then they agree in at least one of its four quarters
 STEP = 2  # levels by which a place must be darker than its neighbour: noise on an even ground does not count
 NEIGHBOURS = 50  # in the order of the hashes, with which an image is compared; where all look alike there are more
-LARGEST = 0.002  # distance of near-copies; on ELPV's photographs all of one module no two have it
+LARGEST = 0.002  # distance of near-copies; 18 pairs of ELPV's 2,624 photographs, which look much alike, have it
 
 
 def near_copies(images: Tensor, rows: Tensor) -> list[tuple[int, int, float]]:

@@ -14,7 +14,8 @@ from data_modules.images.near_copies import near_copies
 from data_modules.sheets import captioned
 
 WRONG = 0.05  # a label with a lower score is changed in corrected.csv; see docs/tables.md
-Numbers, Shares = NDArray[np.int64], NDArray[np.float64]
+Numbers = NDArray[np.int64]
+Shares = NDArray[np.float64]
 
 
 def score_labels(labels: Numbers, shares: Shares) -> Shares:
