@@ -52,7 +52,7 @@ def main(words: list[str]) -> None:
         print("[", ",\n".join(map(json.dumps, rows)), "]", sep="\n")
     if options.csv:
         keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
-        table = [["path", *keys, "sure", "error"]]
+        table: list[list[Any]] = [["path", *keys, "sure", "error"]]
         for row in rows:
             values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
             table.append([row["path"], *values, row.get("sure"), row.get("error")])
