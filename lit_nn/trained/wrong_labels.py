@@ -1,4 +1,9 @@
-"""Which labels are probably wrong, by what models say of images that they were not trained on."""
+"""Which labels are probably wrong, by what models say of images that they were not trained on.
+
+An image's score is the probability of its given class: the self-confidence of confident learning (Northcutt, Jiang,
+Chuang 2021, https://arxiv.org/abs/1911.00068). cleanlab 2.9 ranks by the same by default; of the other scores that it
+has, and that were tried, none found more planted labels.
+"""
 
 import textwrap
 from pathlib import Path
@@ -13,19 +18,9 @@ from data_modules.images.dataset import ImageFiles
 from data_modules.images.near_copies import near_copies
 from data_modules.sheets import captioned
 
-WRONG = 0.05  # a label with a lower score is changed in corrected.csv; see docs/tables.md
+WRONG = 0.05  # score below which corrected.csv has the likely label: 73 to 81 % of such labels were planted ones
 Numbers = NDArray[np.int64]
 Shares = NDArray[np.float64]
-
-
-def score_labels(labels: Numbers, shares: Shares) -> Shares:
-    """How far labels (N,) are believed, (N,), by probabilities (N, num_classes) of models not trained on the images.
-
-    It is the self-confidence of confident learning (Northcutt, Jiang, Chuang 2021, https://arxiv.org/abs/1911.00068),
-    the probability of the given class, divided by its mean over the images with that label: 0 is certainly wrong.
-    """
-    own = shares[np.arange(len(labels)), labels]  # (N,)
-    return own * np.bincount(labels)[labels] / np.bincount(labels, own)[labels].clip(1e-12)
 
 
 def write_findings(
@@ -39,7 +34,7 @@ def write_findings(
     images, all_labels, _ = data.split("train")
     labels, likely, names, columns = all_labels.numpy()[rows], shares.argmax(1), data.class_names, data.described()
     cells = [*zip(*columns.values(), strict=True)]  # of each image its file, and what else a table says
-    files, scores = [str(cells[row][0]) for row in rows], score_labels(labels, shares)
+    files, scores = [str(cells[row][0]) for row in rows], shares[np.arange(len(rows)), labels]
     order = np.argsort(scores, kind="stable")
     table = [[files[n], names[labels[n]], names[likely[n]], f"{scores[n]:.4f}", str(folds[n])] for n in order]
     write_csv(folder / "labels.csv", [["file", "given", "likely", "score", "fold"], *table])
