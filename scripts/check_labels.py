@@ -70,9 +70,7 @@ def main(words: list[str]) -> None:
     parser = CommandParser("check_labels", "Find images whose labels are probably wrong.")
     parser.epilog = "Every other OPTION is one of scripts/train.py: --data image_folder --data_dir my_pictures"
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="each judged by a training on the rest [5]")
-    parser.add_argument(
-        "--run_dir", type=Path, default="runs/labels", metavar="DIR", help="for all of it [runs/labels]"
-    )
+    parser.add_argument("--run_dir", type=Path, default="runs/labels", metavar="DIR", help="folder [runs/labels]")
     options, rest = parser.parse_known_args(words)
     folds, folder = options.folds, options.run_dir
     cli = begin(rest, folds, folder)
@@ -94,14 +92,13 @@ def main(words: list[str]) -> None:
 
     rows = np.flatnonzero(fold_of)  # without those that cannot be read
     table, wrong, near = write_findings(data, rows, shares[rows], fold_of[rows], folder)
-    columns = ["file", "given", "likely", "score", "fold"]
-    print_table(columns, table[:10], ["score", "fold"], "The least believed labels")
+    print_table(["file", "given", "likely", "score", "fold"], table[:10], ["score"], "The least believed labels")
     spread = f"{statistics.mean(accuracies):.2%} ± {statistics.stdev(accuracies):.2%}"
     print(f"Cross-validated accuracy {spread} ({folds} folds, {min(accuracies):.2%} to {max(accuracies):.2%})")
     print(f"{wrong:,} of {len(rows):,} labels are probably wrong, the first rows of {folder / 'labels.csv'}")
     print(f"Look at {folder / 'worst.png'}, and at {near:,} pairs of images in {folder / 'near_copies.csv'}")
     if (corrected := folder / "corrected.csv").exists():
-        print(f"They are changed in {corrected}. Change what you see otherwise, then train from it:")
+        print(f"They are changed in {corrected}. Undo what you see otherwise, then train from it:")
         print(f"  python scripts/train.py --data image_table --data.table {shlex.quote(str(corrected))}")
 
 
