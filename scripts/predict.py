@@ -1,7 +1,6 @@
 """Name what image files show, with a checkpoint or an exported model; --help lists the options."""
 # ruff: noqa: PTH112, PTH207 (Path raises at names that are too long, and finds no absolute patterns)
 
-import csv
 import glob
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_modules.errors import DataError
-from data_modules.files import atomic_path
+from data_modules.files import write_csv
 from data_modules.images.decode import SUFFIXES, image_paths, printable
 from lit_nn.engine.console import CommandParser, command
 from lit_nn.errors import UsageError
@@ -54,12 +53,11 @@ def main(words: list[str]) -> None:
         print("[", ",\n".join(map(json.dumps, rows)), "]", sep="\n")
     if options.csv:
         keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
-        with atomic_path(options.csv) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", *keys, "sure", "unlike", "error"])
-            for row in rows:
-                values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
-                writer.writerow([row["path"], *values, *map(row.get, ("sure", "unlike", "error"))])
+        table: list[list[Any]] = [["path", *keys, "sure", "unlike", "error"]]
+        for row in rows:
+            values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
+            table.append([row["path"], *values, *map(row.get, ("sure", "unlike", "error"))])
+        write_csv(options.csv, table)
         print(f"{len(rows):,} rows: {options.csv}")
     if failed := sum("error" in row for row in rows):
         raise DataError(f"{failed:,} of {len(files):,} files could not be read")

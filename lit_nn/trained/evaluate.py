@@ -21,7 +21,7 @@ from data_modules.errors import DataError
 from data_modules.files import atomic_path
 from data_modules.images.dataset import ImageFiles
 from data_modules.images.decode import image_paths
-from data_modules.sheets import drawable, font_for
+from data_modules.sheets import captioned, drawable, font_for
 from lit_nn.errors import UsageError, brief, other_classes
 from lit_nn.trained.calibrate import BINS, calibration_error
 from lit_nn.trained.predict import Model, energy, predict_files
@@ -187,15 +187,9 @@ def mistakes_figure(answers: Answers, title: str) -> Figure:
     names, said, confidence = answers.class_names, answers.logits.argmax(1), answers.probabilities.max(1)  # (N,)
     wrong = np.flatnonzero(said != answers.labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:30]
-    figure = Figure((11.4, 12), dpi=120, layout="constrained")
-    figure.suptitle(f"{title}\nthe most confident of {len(wrong):,} mistakes on {len(said):,} images")
-    for place, row in enumerate(worst):
-        axes = figure.add_subplot(5, 6, place + 1)
-        axes.imshow(answers.images[row].transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        axes.set_axis_off()
-        text = f"is {names[answers.labels[row]]}\nsaid {names[said[row]]}\n{confidence[row]:.1%}   (image {row})"
-        axes.set_title(text, fontsize=8)
-    return figure
+    texts = [f"is {names[answers.labels[r]]}\nsaid {names[said[r]]}\n{confidence[r]:.1%}   (image {r})" for r in worst]
+    title += f"\nthe most confident of {len(wrong):,} mistakes on {len(said):,} images"
+    return captioned(answers.images[worst], texts, title)
 
 
 @_drawing
