@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -57,9 +56,7 @@ def heat_maps(model: ImageClassifier, images: Tensor) -> Tensor:
         logits = model.net(views.requires_grad_()).unflatten(0, (-1, len(x))).mean(0)  # (B, num_classes)
     model.train(was_training)
     score, maps, size = logits.amax(1).sum(), views.new_zeros(len(views), 1, 1), (x.shape[2], x.shape[3])
-    wide = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.kernel_size > layer.stride]
-    # Without padding, each convolution loses a border, and a late map would be stretched over what it does not show.
-    fine = max(size) // 2 if wide and all(layer.padding == (0, 0) for layer in wide) else FINE
+    corner = score  # what one corner of the layer is
     for output in reversed(outputs):
         found = places(output, size)
         if found is None or found[0, 0].numel() <= maps[0].numel():
@@ -68,11 +65,21 @@ def heat_maps(model: ImageClassifier, images: Tensor) -> Tensor:
         slope = None if gradient is None else places(gradient, size)  # (V B, C, rows, columns)
         if slope is not None and slope.any():
             maps = (slope * (found - found.mean((2, 3), keepdim=True))).detach().sum(1).clamp(min=0)
-            if min(maps.shape[1:]) >= fine:
+            corner = found[:, :, 0, 0].sum()
+            if min(maps.shape[1:]) >= FINE:
                 break
     if maps[0].numel() == 1:
         raise UsageError(f"net {model.net_name} has no layer with places that decide, so there is no heat map of it")
-    maps = F.interpolate(maps[:, None], size, mode="bilinear")[:, 0]  # (V B, h, w)
+    wide = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.kernel_size > layer.stride]
+    shown = list(size)  # rows and columns of pixels that the map stands for
+    if wide and all(layer.padding == (0, 0) for layer in wide):  # each of them loses a border
+        seen = torch.autograd.grad(corner, views)[0].abs().sum((0, 1)) > 0  # the corner's receptive field, (h, w)
+        for dim, length in enumerate(maps.shape[1:]):
+            field = int(seen.any(1 - dim).nonzero().max()) + 1
+            shown[dim] = round((size[dim] - field) / max(length - 1, 1) * length)
+    maps = F.interpolate(maps[:, None], shown, mode="bilinear")[:, 0]  # (V B, *shown)
+    top, left = ((length - part) // 2 for length, part in zip(size, shown, strict=True))
+    maps = F.pad(maps, (left, size[1] - shown[1] - left, top, size[0] - shown[0] - top))  # (V B, h, w)
     parts = zip(maps.chunk(len(model.views)), model.views, strict=True)
     maps = torch.stack([part.flip([dim - 1 for dim in view]) for part, view in parts]).sum(0)  # (B, h, w)
     height, width = model.image_shape[1:]
@@ -102,10 +109,9 @@ def places(output: Tensor, size: tuple[int, int]) -> Tensor | None:
 
 
 def overlay(model: ImageClassifier, image: Pixels) -> Pixels:
-    """One image, uint8 (C, H, W), as the model fits it, in gray under its heat map: uint8 (*image_shape[1:], 3)."""
+    """One image, uint8 (C, H, W), as the model fits it, in gray, and red where its heat map is: uint8 (h, w, 3)."""
     images = torch.from_numpy(image)[None].to(model.mean.device)
     heat = heat_maps(model, images)[0].cpu().numpy()  # (H, W)
     gray = fit_to(images, model.image_shape[1:], model.fit)[0].mean(0).cpu().numpy()[..., None]  # (H, W, 1)
-    colours = 255 * matplotlib.colormaps["turbo"](heat)[..., :3]  # (H, W, 3)
-    share = 0.65 * heat[..., None]
-    return np.round((1 - share) * gray + share * colours).astype(np.uint8)
+    share = 0.8 * heat[..., None]  # (H, W, 1)
+    return np.round((1 - share) * gray + share * [255, 30, 0]).astype(np.uint8)  # red

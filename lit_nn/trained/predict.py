@@ -203,7 +203,7 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
     import torch
 
     def show(image: Pixels) -> Pixels:
-        from lit_nn.trained.explain import overlay  # matplotlib: only when something is drawn
+        from lit_nn.trained.explain import overlay
 
         return overlay(classifier, image)
 

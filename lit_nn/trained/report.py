@@ -15,7 +15,7 @@ from lit_nn.trained.predict import data_uri
 if TYPE_CHECKING:
     from lit_nn.trained.evaluate import Answers
 
-SHOWN = 30  # images in a list, or pairs of classes
+SHOWN = 30  # images in a list, and twice the pairs of classes
 
 
 def summary(found: dict[str, Any]) -> dict[str, str]:
@@ -40,7 +40,7 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
     names, confidence, said = answers.class_names, answers.probabilities.max(1), answers.logits.argmax(1)  # (N,)
     right, sure, wrong = said == answers.labels, confidence >= answers.threshold, answers.confusion  # (N,) (N,) (K, K)
     np.fill_diagonal(wrong, 0)
-    pairs = np.argsort(-wrong, axis=None, kind="stable")[: min(SHOWN, np.count_nonzero(wrong))]
+    pairs = np.argsort(-wrong, axis=None, kind="stable")[: min(SHOWN // 2, np.count_nonzero(wrong))]
 
     def rows(table: Iterable[Iterable[object]]) -> str:
         cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in table)
@@ -61,8 +61,8 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
     classes = []
     for name, row in found["per_class"].items():
         low, high = wilson_interval(row["recall"], max(row["support"], 1))
-        recall = f"{row['recall']:.2%} ({low:.0%} to {high:.0%})"
-        classes.append([name, f"{row['precision']:.2%}", recall, f"{row['f1']:.2%}", row["support"]])
+        recall = f"{row['recall']:.1%} ({low:.0%} to {high:.0%})"
+        classes.append([name, f"{row['precision']:.1%}", recall, f"{row['f1']:.1%}", row["support"]])
     heads = (f'<th scope="col"><button>{name}</button></th>' for name in ("class", *found["macro"], "images"))
     mistakes, unsure, always = answers.mistakes, answers.unsure, "Always sure: the training had no --accept."
     doubted = (
@@ -91,7 +91,7 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
             [what, f"{found[f'{which}calibration_error']:.2%}", f"{found[f'{which}loss']:.4f}"]
             for what, which in (("before", "uncalibrated_"), (f"after, temperature {answers.temperature:.3f}", ""))
         ),
-        **{name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in figures.items()},
+        **{f"{name}_png": f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in figures.items()},
     }
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     return Template(page).substitute(values)
