@@ -1,6 +1,7 @@
 """What every data set shares: splits, loaders and augmentation. A new data set is a subclass that loads arrays."""
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -64,6 +65,7 @@ class ImageDataModule(L.LightningDataModule):
     samplings: ClassVar[tuple[str, ...]] = ("shuffled", "balanced")  # values of ``sampling`` that it can have
     reads_data_dir: ClassVar[bool] = True  # whether it looks into data_dir at all
     weights: Tensor | None = None  # how often each image of the training arrays is drawn when weighted, float64 (N,)
+    files: Sequence[str] = ()  # names of the images' files, in the order of the arrays, if they have any
     levels: int = 65535  # which level is white in gray files of more than 8 bits, see images.decode.prepare_file
 
     def __init__(

@@ -89,11 +89,12 @@ def _letters(path: str) -> set[str]:
     return {chr(code) for code in font_manager.get_font(path).get_charmap()}
 
 
-def captioned(images: NDArray[np.uint8], texts: Sequence[str], title: str) -> Figure:
-    """Draw up to thirty images (N, C, H, W), each below its text."""
+def captioned(images: Sequence[NDArray[np.uint8]], texts: Sequence[str], title: str) -> Figure:
+    """Draw up to thirty images (C, H, W), each below its text."""
     *texts, title = drawable([*texts, title])
     with matplotlib.rc_context({"font.family": font_for([*texts, title]), "text.parse_math": False}):
-        figure = Figure((11.4, 12), dpi=120, layout="constrained")
+        wide = any(image.shape[2] > 1.5 * image.shape[1] for image in images)
+        figure = Figure((18 if wide else 11.4, 12), dpi=120, layout="constrained")
         figure.suptitle(title)
         for place, (image, text) in enumerate(zip(images, texts, strict=True)):
             axes = figure.add_subplot(5, 6, place + 1)

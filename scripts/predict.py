@@ -4,15 +4,18 @@
 import glob
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from data_modules.errors import DataError
-from data_modules.files import write_csv
+from data_modules.files import atomic_path, write_csv
 from data_modules.images.decode import SUFFIXES, image_paths, printable
 from lit_nn.engine.console import CommandParser, command
 from lit_nn.errors import UsageError
@@ -28,6 +31,7 @@ def main(words: list[str]) -> None:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead of a table")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV file instead of a table")
+    parser.add_argument("--heatmaps", type=Path, metavar="DIR", help="write each image with what speaks for its class")
     options = parser.parse_args(words)
     if options.top_k < 1:
         raise UsageError(f"--top_k is {options.top_k}; it must be at least 1")
@@ -38,8 +42,19 @@ def main(words: list[str]) -> None:
     top_k, label_width = min(options.top_k, len(model.class_names)), max(map(len, model.class_names))
     width, rows = min(max(len(path) for path, _ in files), 80), list[dict[str, Any]]()
     quick = len(files) < 200 or (sys.stdout.isatty() and not options.csv)  # or the lines show how far it is
+    if options.heatmaps:
+        model.overlay(np.zeros(model.image_shape, np.uint8))  # can it at all?
+        options.heatmaps.mkdir(parents=True, exist_ok=True)
     results = tqdm(predict_files(model, files, top_k), total=len(files), unit=" images", disable=quick or None)
-    for name, error, (labels, shares, sure, unlike) in results:
+    for name, item, (labels, shares, sure, unlike) in results:
+        if options.heatmaps and not isinstance(item, str):  # the number keeps names apart, the rest is for the reader
+            stem = re.sub(r"[^\w.-]", "_", Path(name).name)[:50]
+            overlay = Image.fromarray(model.overlay(item))
+            scale = max(1, 224 // min(overlay.size))  # pixels stay squares
+            size = (scale * overlay.width, scale * overlay.height)
+            with atomic_path(options.heatmaps / f"{len(rows) + 1:0{len(str(len(files)))}}-{stem}.png") as path:
+                overlay.resize(size, Image.Resampling.NEAREST).save(path)
+        error = item if isinstance(item, str) else ""
         found = [{"label": label, "probability": round(share, 6)} for label, share in zip(labels, shares, strict=True)]
         said = {"error": error} if error else {"sure": sure, "unlike": round(unlike, 4), "predictions": found}
         rows.append({"path": name, **said})

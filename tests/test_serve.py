@@ -1,6 +1,8 @@
 """The server as a process of its own: its answers are those of predict, and nothing that is sent to it ends it."""
 
+import base64
 import http.client
+import io
 import json
 import random
 import re
@@ -142,6 +144,28 @@ def test_answers_are_those_of_predict(served: Served, model: Path, tmp_path: Pat
     assert served.ask("/predict?threshold=0", BOOT)[1]["results"][0]["sure"]
 
 
+def test_a_checkpoint_is_served_and_says_why(served: Served, model: Path) -> None:
+    assert served.ask("/ready")[1]["heat_maps"] is False
+    assert served.ask("/predict?heat_map=yes", BOOT) == (422, {"error": "heat_map is 'yes'; give true or false."})
+    status, answer = served.ask("/predict?heat_map=true", BOOT)
+    assert status == 422
+    assert "needs a checkpoint" in answer["error"]
+    with serve(model.with_suffix(".ckpt")) as other:
+        assert other.ask("/ready")[1]["heat_maps"] is True
+        (expected,), (found,) = (each.ask("/predict", BOOT)[1]["results"] for each in (served, other))
+        assert "heat_map" not in found
+        for one, same in zip(expected["predictions"], found["predictions"], strict=True):
+            assert one["label"] == same["label"]
+            assert one["probability"] == pytest.approx(same["probability"], abs=1e-5)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: other.ask("/predict?heat_map=true", BOOT), range(20)))
+        assert all(answer == answers[0] for answer in answers)
+        kind, _, content = answers[0][1]["results"][0]["heat_map"].partition(",")
+        assert kind == "data:image/webp;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            assert image.size == (28, 28)
+
+
 def test_requests_at_once_share_batches(served: Served) -> None:
     numbers = lambda: [int(n) for n in re.findall(r"_(?:images|batches)_total (\d+)", served.ask("/metrics")[1])]  # noqa: E731
     images, batches = numbers()
@@ -184,7 +208,7 @@ def test_it_needs_no_torch(command: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["model.ckpt"], "an .onnx can: python scripts/export.py CKPT"),
+        (["model.pth"], "an .onnx: python scripts/export.py CKPT"),
         (["nowhere.onnx"], "no such file"),
         (["model.onnx", "--port", "70000"], "--port 70000"),
         (["model.onnx", "--threshold", "7"], "a probability, 0 to 1"),

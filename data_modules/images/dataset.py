@@ -103,6 +103,11 @@ class ImageFiles(ImageDataModule):
         return channels, height, width
 
     @property
+    def files(self) -> list[str]:  # type: ignore[override]
+        """Paths of the images, relative to the folder."""
+        return self._listing.files
+
+    @property
     def levels(self) -> int:  # type: ignore[override]
         """Which level is white in all gray images of more than 8 bits."""
         return self._images.levels or self._known_settings().levels or ImageDataModule.levels

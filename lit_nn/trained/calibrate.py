@@ -43,3 +43,10 @@ def threshold(probabilities: Tensor, labels: Tensor, accept: float) -> float:
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     """Expected calibration error (Guo et al., 2017): mean distance of confidence and accuracy over `BINS`."""
     return multiclass_calibration_error(probabilities, labels, probabilities.shape[1], n_bins=BINS).item()
+
+
+def wilson_interval(share: float, count: int) -> list[float]:
+    """The 95 % interval of a share of ``count`` images (Wilson, 1927); unlike the usual one it holds near 0 and 1."""
+    z = 1.959964  # 97.5 % of a normal distribution lies below it
+    half = z * (share * (1 - share) / count + (z / count / 2) ** 2) ** 0.5
+    return [min(max((share + z**2 / count / 2 + side) / (1 + z**2 / count), 0), 1) for side in (-half, half)]

@@ -3,8 +3,8 @@
 import csv
 import functools
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,12 @@ from data_modules import DATA_SETS, ImageDataModule, data_class, option_names
 from data_modules.errors import DataError
 from data_modules.files import atomic_path
 from data_modules.images.dataset import ImageFiles
-from data_modules.images.decode import image_paths
+from data_modules.images.decode import image_paths, printable
 from data_modules.sheets import captioned, drawable, font_for
 from lit_nn.errors import UsageError, brief, other_classes
-from lit_nn.trained.calibrate import BINS, calibration_error
-from lit_nn.trained.predict import Model, energy, predict_files
+from lit_nn.trained.calibrate import BINS, calibration_error, wilson_interval
+from lit_nn.trained.predict import Model, Pixels, energy, predict_files
+from lit_nn.trained.report import SHOWN, report_page
 
 
 def data_of(model: Model, name: str | None = None, data_dir: str | None = None) -> ImageDataModule:
@@ -71,6 +72,30 @@ class Answers(NamedTuple):
     temperature: float = 1.0  # by which logits are divided before they become probabilities
     threshold: float = 0.0  # probability below which the model is not sure
     others: NDArray[np.float64] | None = None  # `energy` of images that show something else, (M,)
+    files: Sequence[str] = ()  # names of the images' files, if they have any
+    overlays: dict[int, Pixels] = {}  # images under their heat maps, (H, W, 3), by their number
+
+    @property
+    def mistakes(self) -> NDArray[np.int64]:
+        """Numbers of the images that were taken for another class, those of which the model was most sure first."""
+        wrong = np.flatnonzero(self.logits.argmax(1) != self.labels)
+        return wrong[np.argsort(-self.probabilities.max(1)[wrong], kind="stable")]
+
+    @property
+    def unsure(self) -> NDArray[np.int64]:
+        """Numbers of the images below the threshold, those of which the model was least sure first."""
+        confidence = self.probabilities.max(1)
+        order = np.argsort(confidence, kind="stable")
+        return order[confidence[order] < self.threshold]
+
+    def shown(self, row: int) -> list[Pixels]:
+        """An image, and beside it its heat map if it has one, (H, W, 3) each."""
+        image = np.broadcast_to(self.images[row].transpose(1, 2, 0), (*self.images.shape[2:], 3))
+        return [image, *([self.overlays[row]] if row in self.overlays else [])]
+
+    def file(self, row: int) -> str:
+        """Name of an image."""
+        return self.files[row] if self.files else f"image {row}"
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -79,23 +104,32 @@ class Answers(NamedTuple):
         return np.bincount(self.labels * count + self.logits.argmax(1), minlength=count**2).reshape(count, count)
 
 
-def answer_test_images(model: Model, data: ImageDataModule) -> Answers:
-    """Run a model on the test images of a data set that is prepared."""
+def answer_test_images(model: Model, data: ImageDataModule, explain: bool = False) -> Answers:
+    """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of what is shown."""
     tensors, labels, rows = data.split("test")
     images = tensors[rows].cpu().numpy()
     right, calibration = labels[rows].cpu().numpy(), (model.temperature, model.threshold)
-    return Answers(model.class_names, images, right, *model.run(images), *calibration)
+    files = [printable(data.files[row]) for row in rows.tolist()] if data.files else []
+    answers = Answers(model.class_names, images, right, *model.run(images), *calibration, files=files, overlays={})
+    if explain:
+        with suppress(UsageError):  # it has none
+            for row in {*answers.mistakes[:SHOWN].tolist(), *answers.unsure[:SHOWN].tolist()}:
+                answers.overlays[row] = model.overlay(images[row])
+    return answers
 
 
 def score_images(model: Model, folder: str) -> NDArray[np.float64]:
     """`energy` of all images in a folder, (M,), which need no labels; raises DataError if one cannot be read."""
     failed = list[OSError]()
     files = [(path, "") for path in image_paths(folder, failed.append)]
-    found = list(predict_files(model, files, 1))
-    wrong = [f"{name}: {reason}" for name, reason, _ in found if reason] + [str(error) for error in failed]
-    if wrong or not found:
-        raise DataError(wrong[0] if wrong else f"{folder}: there is no image in it")
-    return np.array([prediction.unlike for _, _, prediction in found])
+    scores = []
+    for name, item, prediction in predict_files(model, files, 1):
+        if isinstance(item, str):
+            raise DataError(f"{name}: {item}")
+        scores.append(prediction.unlike)
+    if failed or not scores:
+        raise DataError(str(failed[0]) if failed else f"{folder}: there is no image in it")
+    return np.array(scores)
 
 
 def _unlike(answers: Answers) -> dict[str, Any]:
@@ -121,16 +155,13 @@ def measure(answers: Answers) -> dict[str, Any]:
         "recall": right / np.maximum(support, 1),
         "f1": 2 * right / np.maximum(predicted + support, 1),
     }
-    accuracy, z = int(right.sum()) / count, 1.959964  # 97.5 % of a normal distribution lies below z
-    # Wilson's interval (1927), which unlike the usual one holds near 0 and 1
-    half = z * np.sqrt(accuracy * (1 - accuracy) / count + (z / count / 2) ** 2)
-    interval = [(accuracy + z**2 / count / 2 + side) / (1 + z**2 / count) for side in (-half, half)]
+    accuracy = int(right.sum()) / count
     shares = torch.from_numpy(answers.probabilities)  # (N, K)
     sure = answers.probabilities.max(1) >= answers.threshold  # (N,)
     return {
         "images": count,
         "accuracy": accuracy,
-        "accuracy_interval_95": np.clip(interval, 0, 1).tolist(),
+        "accuracy_interval_95": wilson_interval(accuracy, count),
         "balanced_accuracy": float(scores["recall"][support > 0].mean()),
         "top_3_accuracy": (logits.topk(min(3, classes)).indices == labels[:, None]).any(1).double().mean().item(),
         "loss": F.cross_entropy(logits / answers.temperature, labels).item(),  # nats
@@ -185,11 +216,14 @@ def confusion_figure(answers: Answers, title: str) -> Figure:
 def mistakes_figure(answers: Answers, title: str) -> Figure:
     """Draw the thirty mistakes of which the model was most sure."""
     names, said, confidence = answers.class_names, answers.logits.argmax(1), answers.probabilities.max(1)  # (N,)
-    wrong = np.flatnonzero(said != answers.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:30]
-    texts = [f"is {names[answers.labels[r]]}\nsaid {names[said[r]]}\n{confidence[r]:.1%}   (image {r})" for r in worst]
+    wrong = answers.mistakes
+    images = [np.hstack(answers.shown(row)).transpose(2, 0, 1) for row in wrong[:SHOWN].tolist()]
+    texts = [
+        f"is {names[answers.labels[row]]}\nsaid {names[said[row]]}, {confidence[row]:.1%}\n{answers.file(row)[-30:]}"
+        for row in wrong[:SHOWN].tolist()
+    ]
     title += f"\nthe most confident of {len(wrong):,} mistakes on {len(said):,} images"
-    return captioned(answers.images[worst], texts, title)
+    return captioned(images, texts, title)
 
 
 @_drawing
@@ -211,13 +245,14 @@ def reliability_figure(answers: Answers, title: str) -> Figure:
 
 
 def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
-    """Write metrics.json, tables and figures, replacing those of an earlier report together; returns `measure`'s."""
+    """Write a page, metrics.json, tables and figures in place of an earlier report's, together; returns `measure`'s."""
     found, names = measure(answers), answers.class_names
     tables = {
         "per_class": (["class", *found["macro"], "support"], [row.values() for row in found["per_class"].values()]),
         "confusion": (["true class \\ predicted class", *names], answers.confusion.tolist()),
     }
     figures = {"confusion": confusion_figure, "mistakes": mistakes_figure, "reliability": reliability_figure}
+    drawn: dict[str, bytes] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as complete:
         json_file = complete.enter_context(atomic_path(folder / "metrics.json"))
@@ -229,5 +264,9 @@ def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
             with path.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *([name, *row] for name, row in zip(names, rows, strict=True))])
         for name, draw in figures.items():
-            draw(answers, title).savefig(complete.enter_context(atomic_path(folder / f"{name}.png")))
+            path = complete.enter_context(atomic_path(folder / f"{name}.png"))
+            draw(answers, title).savefig(path)
+            drawn[name] = path.read_bytes()
+        page = complete.enter_context(atomic_path(folder / "report.html"))
+        page.write_text(report_page(answers, found, title, drawn), encoding="utf-8")
     return found

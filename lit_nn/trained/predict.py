@@ -1,6 +1,7 @@
 """A trained model in use: any of our files opened, images in, names and probabilities out; an .onnx without torch."""
 
 import base64
+import io
 import json
 import logging
 import os
@@ -40,6 +41,10 @@ def energy(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float6
     return -temperature * (top + np.log(np.exp(scaled - top[:, None]).sum(1)))
 
 
+def _no_overlay(_: Pixels) -> Pixels:
+    raise UsageError("a heat map needs a checkpoint (.ckpt): an export gives answers only, and no gradients")
+
+
 class Prediction(NamedTuple):
     """What an image shows, most probable class first."""
 
@@ -72,6 +77,7 @@ class Model(NamedTuple):
     parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
     temperature: float = 1.0  # by which logits are divided before they become probabilities
     threshold: float = 0.0  # probability below which it is not sure
+    overlay: Callable[[Pixels], Pixels] = _no_overlay  # one image (C, H, W) under its heat map, (*image_shape[1:], 3)
 
     def run(self, images: Pixels) -> Answer:
         """Logits and probabilities of pixels 0..255, uint8 (N, C, H, W), in batches that fit into memory; N > 0."""
@@ -212,6 +218,11 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
     """A classifier as a `Model`, on the device where it is."""
     import torch
 
+    def show(image: Pixels) -> Pixels:
+        from lit_nn.trained.explain import overlay
+
+        return overlay(classifier, image)
+
     @torch.inference_mode()
     def run(images: Pixels) -> Answer:
         was_training = classifier.training
@@ -220,7 +231,13 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
         return logits.numpy(), classifier.probabilities(logits).numpy()
 
     model = Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run, classifier.fit)
-    return model._replace(temperature=classifier.temperature, threshold=classifier.threshold)
+    return model._replace(temperature=classifier.temperature, threshold=classifier.threshold, overlay=show)
+
+
+def data_uri(pixels: Pixels) -> str:
+    """An image (H, W, 3) as an address that holds it, for pages."""
+    Image.fromarray(pixels).save(file := io.BytesIO(), "WebP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _described(metadata: Mapping[str, str], run: Run) -> Model:
@@ -267,8 +284,10 @@ def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> li
     return model.name(pixels, top_k)
 
 
-def predict_files(model: Model, files: list[tuple[str, str]], top_k: int) -> Iterator[tuple[str, str, Prediction]]:
-    """Name, what is wrong, what is shown, of each file; what is wrong with it may be known already."""
+def predict_files(
+    model: Model, files: list[tuple[str, str]], top_k: int
+) -> Iterator[tuple[str, Pixels | str, Prediction]]:
+    """Name, pixels or what is wrong, what is shown, of each file; what is wrong with it may be known already."""
 
     def decode(file: tuple[str, str]) -> Pixels | str:
         path, reason = file
@@ -286,5 +305,4 @@ def predict_files(model: Model, files: list[tuple[str, str]], top_k: int) -> Ite
             coming = pool.map(decode, files[start + BATCH : start + 2 * BATCH])
             found = iter(model.name([item for item in decoded if not isinstance(item, str)], top_k))
             for (path, _), item in zip(files[start : start + BATCH], decoded, strict=True):
-                wrong = item if isinstance(item, str) else ""
-                yield printable(path), wrong, Prediction([], []) if wrong else next(found)
+                yield printable(path), item, Prediction([], []) if isinstance(item, str) else next(found)

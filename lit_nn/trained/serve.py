@@ -1,4 +1,4 @@
-"""A trained model over HTTP, without torch: a page and an API, described in docs/serving.md.
+"""A trained model over HTTP, an export without torch: a page and an API, described in docs/serving.md.
 
 The little of HTTP that it needs stands on asyncio's streams and httptools' parser. A web framework takes longer for a
 small image than the network does, and uvicorn, which would run one, answers nobody who has closed half of a connection,
@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 import httptools
+import numpy as np
 
 from lit_nn.errors import UsageError, did_you_mean
 from lit_nn.trained.batcher import Batcher, Limits, Refusal
@@ -107,7 +108,7 @@ class Server:
     """Serves a model.
 
     Args:
-        path: An exported model (.onnx).
+        path: An exported model (.onnx), or a checkpoint (.ckpt), which can also say why.
         limits: What the server takes on.
         threshold: Probability below which an answer counts as not sure; by default the model's own, if it has one.
         api_key: What clients have to send as "Authorization: Bearer KEY"; "" if anybody may ask.
@@ -120,10 +121,19 @@ class Server:
     batcher: Batcher
 
     def __init__(self, path: Path, limits: Limits, threshold: float | None = None, api_key: str = "") -> None:
-        if path.suffix != ".onnx":
-            raise UsageError(f"{path} cannot be served, an .onnx can: python scripts/export.py CKPT")
-        open_model(path)  # says what is wrong with it
-        self.model = open_onnx(path, threads=1)  # the batches share the cores
+        if path.suffix not in (".onnx", ".ckpt"):
+            raise UsageError(f"{path} cannot be served, a .ckpt can, and an .onnx: python scripts/export.py CKPT")
+        self.model, self.no_heat_map = open_model(path), ""
+        if path.suffix == ".onnx":
+            self.model = open_onnx(path, threads=1)  # the batches share the cores
+        else:
+            import torch
+
+            torch.set_num_threads(1)
+        try:
+            self.model.overlay(np.zeros(self.model.image_shape, np.uint8))
+        except UsageError as error:
+            self.no_heat_map = f"This model has no heat maps: {error}."
         self.limits, self.api_key, self.name = limits, api_key, path.stem
         self.threshold: float = self.model.threshold if threshold is None else threshold
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
@@ -243,7 +253,7 @@ class Server:
         if request.path in self.pages:
             kind, content = self.pages[request.path]
             return kind, content()
-        options = {"top_k": "5", "threshold": f"{self.threshold:.9f}"}
+        options = {"top_k": "5", "threshold": f"{self.threshold:.9f}", "heat_map": "false"}
         for name, text in parse_qsl(request.query, keep_blank_values=True)[:9]:
             if name not in options:
                 raise Refusal(422, f"There is no parameter '{name}'.{did_you_mean(name, options)}")
@@ -252,23 +262,31 @@ class Server:
             raise Refusal(422, f"top_k is '{options['top_k']}'; give a whole number from 1.")
         if not re.fullmatch(r"0?\.[0-9]{1,20}|[01](\.0*)?", options["threshold"]):
             raise Refusal(422, f"threshold is '{options['threshold']}'; give a number from 0 to 1.")
+        if options["heat_map"] not in ("true", "false"):
+            raise Refusal(422, f"heat_map is '{options['heat_map']}'; give true or false.")
+        if (heat_map := options["heat_map"] == "true") and self.no_heat_map:
+            raise Refusal(422, self.no_heat_map)
         top_k, threshold = min(int(options["top_k"]), len(self.model.class_names)), float(options["threshold"])
         names, files = zip(*request.files(), strict=True)
         results = []
-        for name, found in zip(names, await self.batcher.name([*files], top_k), strict=True):
-            if isinstance(found, Refusal):
-                raise Refusal(found.status, f"{name}: {found}" if name else str(found))
+        for name, answer in zip(names, await self.batcher.name([*files], top_k, heat_map), strict=True):
+            if isinstance(answer, Refusal):
+                raise Refusal(answer.status, f"{name}: {answer}" if name else str(answer))
+            found, overlay = answer
             pairs = list(zip(found.labels[:top_k], found.probabilities, strict=False))
             predictions = [{"label": label, "probability": round(share, 6)} for label, share in pairs]
             sure, unlike = pairs[0][1] >= threshold, round(found.unlike, 4)
             results.append({"file": name, "sure": sure, "unlike": unlike, "predictions": predictions})
+            if heat_map:
+                results[-1]["heat_map"] = overlay
         return JSON, json.dumps({"model": self.name, "version": self.version, "results": results}, ensure_ascii=False)
 
     def ready(self) -> str:
         """The answer of /ready, refused if images should be sent elsewhere now."""
         if self.stopping or len(self.batcher.waiting) >= self.limits.max_queue:
             raise Refusal(503, "The server is ending." if self.stopping else "The queue is full.")
-        return json.dumps({"status": "ready", "model": self.name, "version": self.version})
+        said = {"status": "ready", "model": self.name, "version": self.version, "heat_maps": not self.no_heat_map}
+        return json.dumps(said)
 
     def metrics(self) -> str:
         """The answer of /metrics, in the text format of Prometheus."""

@@ -41,7 +41,7 @@ def write_findings(
     with atomic_path(folder / "worst.png") as path:
         captions = [f"{textwrap.fill(file, 30)}\nis {one[:22]}\nlikely {two[:22]}" for file, one, two, *_ in table[:30]]
         worst = images[torch.from_numpy(rows[order[:30]])].numpy()
-        captioned(worst, captions, f"the least believed labels of {len(rows):,}").savefig(path)
+        captioned([*worst], captions, f"the least believed labels of {len(rows):,}").savefig(path)
     near = [
         [files[one], files[other], f"{distance:.6f}", "no" if labels[one] == labels[other] else "yes"]
         for one, other, distance in near_copies(images, torch.from_numpy(rows))
