@@ -18,8 +18,10 @@ COPY --chown=user:user pyproject.toml constraints.txt ./
 # What a developer needs besides, for .devcontainer, which has the working tree in place of a copy. Editors give the user
 # the number that you have outside, so /opt/venv is open to all.
 FROM base AS dev
+# Debian keeps no older versions that could be named.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
-USER user
+USER 1000
 RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
     uv venv --seed --allow-existing /opt/venv \
     && uv pip install --requirement pyproject.toml --extra dev --extra docs --constraint constraints.txt \
@@ -27,7 +29,7 @@ RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
 
 # What serving a model needs, without PyTorch: docs/serving.md
 FROM base AS serve
-USER user
+USER 1000
 RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
     uv venv --allow-existing /opt/venv \
     && uv pip install httptools numpy onnxruntime pillow --constraint constraints.txt
@@ -38,7 +40,7 @@ ENTRYPOINT ["python", "scripts/serve.py", "/model.onnx", "--host", "0.0.0.0"]
 
 # The packages, which change seldom, and then the project.
 FROM base
-USER user
+USER 1000
 RUN --mount=type=cache,target=/tmp/uv,uid=1000,gid=1000 \
     uv venv --seed --allow-existing /opt/venv \
     && uv pip install --requirement pyproject.toml --constraint constraints.txt

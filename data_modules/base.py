@@ -1,10 +1,12 @@
 """What every data set shares: splits, loaders and augmentation. A new data set is a subclass that loads arrays."""
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -13,7 +15,9 @@ from data_modules.augment import Augment, Draws
 from data_modules.batches import Batch, BatchLoader, images_per_class, seeded_generator
 from data_modules.errors import DataError as DataError
 from data_modules.errors import DataNote, require
+from data_modules.images.decode import digest
 from data_modules.images.fit import FITS
+from data_modules.images.parts import OPEN, TEST, VAL, cut, folds_of
 from data_modules.sampling import balanced_draws, stratified_split, weighted_draws
 
 Arrays = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W) and int64 labels (N,)
@@ -47,6 +51,9 @@ class ImageDataModule(L.LightningDataModule):
             replacement so that every class comes equally often, or "weighted", so that every image comes as often as
             its weight says, if the data set has weights.
         on_device: Whether to keep the images on the accelerator.
+        folds: Cut all images, or the training images of a published data set, into so many parts of equal size, one
+            of which becomes the test part.
+        fold: Which one, from 1 to ``folds``.
         seed: Decides the split, the order of the images and the augmentation. The CLI passes ``--seed``.
     """
 
@@ -59,6 +66,7 @@ class ImageDataModule(L.LightningDataModule):
     reads_data_dir: ClassVar[bool] = True  # whether it looks into data_dir at all
     multi_label: bool = False  # whether an image may have several labels, or none
     weights: Tensor | None = None  # how often each image of the training arrays is drawn when weighted, float64 (N,)
+    files: Sequence[str] = ()  # names of the images' files, in the order of the arrays, if they have any
     levels: int = 65535  # which level is white in gray files of more than 8 bits, see images.decode.prepare_file
 
     def __init__(
@@ -70,6 +78,8 @@ class ImageDataModule(L.LightningDataModule):
         augment: str = "default",
         sampling: Literal["shuffled", "balanced", "weighted"] = "shuffled",
         on_device: bool = False,
+        folds: int | None = None,
+        fold: int = 1,
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -77,6 +87,8 @@ class ImageDataModule(L.LightningDataModule):
         require("val_fraction", val_fraction, 0 < val_fraction < 1, "between 0 and 1")
         require("fit", fit, fit in FITS, ", ".join(FITS))
         require("sampling", sampling, sampling in self.samplings, " or ".join(self.samplings))
+        require("folds", folds, folds is None or folds >= 2, "at least 2")
+        require("fold", fold, 1 <= fold <= (folds or 1), f"from 1 to {folds}" if folds else "left out without folds")
         self.data_dir = os.path.expanduser(data_dir)  # noqa: PTH111 (Path.expanduser raises where there is no home)
         self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
         self.fit = fit
@@ -86,6 +98,7 @@ class ImageDataModule(L.LightningDataModule):
         # to be set before anything is read.
         self.known_parts: dict[str, Tensor] | None = None
         self._fractions, self._is_cut = [val_fraction], False  # which parts are cut from training, and whether any is
+        self._fold = [folds, fold] if folds else []
         self._changes: list[str] = []
         self._splits: Parts = {}
         self.features: dict[Split, Tensor] = {}  # of each part, which loaders give instead of images: float16 (N, V, D)
@@ -126,18 +139,22 @@ class ImageDataModule(L.LightningDataModule):
         self.split("train")
         changes = list(self._changes)
         if self._is_cut and not self.parts()["cut"].equal(self._asked_cut()):
-            seed, fractions = self._cut()
-            shares, fold = ", ".join(map(str, fractions[:2])), [int(number) for number in fractions[2:]]
+            (seed, fractions), count = self._cut(), len(self._fractions)
+            shares, fold = ", ".join(map(str, fractions[:count])), [int(number) for number in fractions[count:]]
             how = f"shares of {shares}" + (f", fold {fold[1]} of {fold[0]}" if fold else "")
             changes += [f"parts stay as they were cut, with seed {seed} and {how}"]
         return "; ".join(changes)
+
+    def described(self) -> dict[str, list[Any]]:
+        """What a table says of the images of `split` besides their labels, by the names of `ImageTable`: numbers."""
+        return {"file": [*range(len(self.split("train")[1]))]}
 
     def facts(self) -> dict[str, str]:
         """What prepare_data.py shows beside the counts, by its name."""
         return {}
 
     def _asked_cut(self) -> Tensor:
-        fractions = torch.tensor(self._fractions, dtype=torch.float64)
+        fractions = torch.tensor([*self._fractions, *self._fold], dtype=torch.float64)
         return torch.cat([torch.tensor([self.seed]), fractions.view(torch.int64)])
 
     def _cut(self) -> tuple[int, list[float]]:
@@ -147,17 +164,25 @@ class ImageDataModule(L.LightningDataModule):
 
     def _parts(self, name: Split) -> Parts:
         """Read a part of the data set, and the others that come with it."""
-        names: list[Split] = ["test"] if name == "test" else ["train", "val"]
+        seed, (val, *fold) = self._cut()
+        has_folds = len(fold) == 2  # or it is the cut of another kind of data set
+        names: list[Split] = ["test"] if name == "test" and not has_folds else ["train", "val"]
         parts: Parts = {}
         for split in names:
             if (arrays := self._checked(split)) is not None:
                 parts[split] = arrays, torch.arange(len(arrays[1]))
             else:
                 arrays, _ = parts["train"]
-                seed, fractions = self._cut()
                 self._is_cut = True
-                train_indices, val_indices = stratified_split(arrays[1], fractions[0], seed)
+                train_indices, val_indices = stratified_split(arrays[1], val, seed)
                 parts = {"train": (arrays, train_indices), "val": (arrays, val_indices)}
+        if has_folds:
+            arrays, _ = parts["train"]
+            pixels = np.array([digest(image.numpy().tobytes()) for image in arrays[0]])
+            labels, marks = arrays[1].numpy(), np.column_stack([pixels, pixels])
+            tested = np.where(folds_of(labels, marks, int(fold[0]), seed) == fold[1], TEST, OPEN)
+            part = cut(labels, marks, tested, {VAL: val}, seed)
+            parts = {split: (arrays, torch.from_numpy(np.flatnonzero(part == n))) for n, split in enumerate(SPLITS)}
         return parts
 
     def _checked(self, split: Split) -> Arrays | None:

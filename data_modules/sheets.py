@@ -4,10 +4,12 @@ import itertools
 from collections.abc import Sequence
 from unicodedata import east_asian_width
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -72,7 +74,7 @@ def measured(data: ImageDataModule) -> tuple[list[float], list[float]]:
 
 def font_for(names: Sequence[str]) -> list[str]:
     """Families of fonts, for matplotlib's "font.family": its own, and others that have the letters it lacks."""
-    own, missing = font_manager.FontProperties(), set("".join(names))
+    own, missing = font_manager.FontProperties(), set("".join(names)) - {"\n"}
     installed = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]  # all boxes
     installed.sort(key=lambda font: (font.style != "normal", font.name, font.fname))
     families = [own.get_name()]
@@ -85,12 +87,27 @@ def font_for(names: Sequence[str]) -> list[str]:
 
 def drawable(names: Sequence[str]) -> list[str]:
     r"""The names, with ``\u732b`` and the like for letters that no font on this machine has."""
-    known = set().union(*(_letters(font_manager.findfont(family)) for family in font_for(names)))
+    known = {"\n"}.union(*(_letters(font_manager.findfont(family)) for family in font_for(names)))
     return ["".join(c if c in known else c.encode("unicode_escape").decode() for c in name) for name in names]
 
 
 def _letters(path: str) -> set[str]:
     return {chr(code) for code in font_manager.get_font(path).get_charmap()}
+
+
+def captioned(images: Sequence[NDArray[np.uint8]], texts: Sequence[str], title: str) -> Figure:
+    """Draw up to thirty images (C, H, W), each below its text."""
+    *texts, title = drawable([*texts, title])
+    with matplotlib.rc_context({"font.family": font_for([*texts, title]), "text.parse_math": False}):
+        wide = any(image.shape[2] > 1.5 * image.shape[1] for image in images)
+        figure = Figure((18 if wide else 11.4, 12), dpi=120, layout="constrained")
+        figure.suptitle(title)
+        for place, (image, text) in enumerate(zip(images, texts, strict=True)):
+            axes = figure.add_subplot(5, 6, place + 1)
+            axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+            axes.set_axis_off()
+            axes.set_title(text, fontsize=8)
+    return figure
 
 
 def _rows_of(labels: Tensor, label: int) -> Tensor:

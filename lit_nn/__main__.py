@@ -19,12 +19,13 @@ def main(words: list[str]) -> None:
     look_up(dict.fromkeys(STAGES), stage, "subcommand, which comes first,")
     to_dotted(options)  # refuses at once what is mistyped
     from lit_nn.engine.cli import LitCLI  # only now: it imports lightning, which takes seconds
-    from lit_nn.engine.run import predict, running
+    from lit_nn.engine.run import calibrate_best, predict, running
 
     cli = LitCLI(stage, options)
     with running(cli):
         if stage == "fit":
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+            calibrate_best(cli)
             if cli.run_dir is not None and cli.trainer.is_global_zero:
                 print(f"Run folder: {cli.run_dir}")
         elif stage == "predict":

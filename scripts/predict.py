@@ -1,19 +1,21 @@
 """Name what image files show, with a checkpoint or an exported model; --help lists the options."""
 # ruff: noqa: PTH112, PTH207 (Path raises at names that are too long, and finds no absolute patterns)
 
-import csv
 import glob
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from data_modules.errors import DataError
-from data_modules.files import atomic_path
+from data_modules.files import atomic_path, write_csv
 from data_modules.images.decode import SUFFIXES, image_paths, printable
 from lit_nn.engine.console import CommandParser, command
 from lit_nn.errors import UsageError
@@ -29,6 +31,7 @@ def main(words: list[str]) -> None:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead of a table")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write a CSV file instead of a table")
+    parser.add_argument("--heatmaps", type=Path, metavar="DIR", help="write each image with what speaks for its class")
     options = parser.parse_args(words)
     if options.top_k < 1:
         raise UsageError(f"--top_k is {options.top_k}; it must be at least 1")
@@ -41,11 +44,23 @@ def main(words: list[str]) -> None:
     top_k, label_width = min(options.top_k, len(model.class_names)), max(map(len, model.class_names))
     width, rows = min(max(len(path) for path, _ in files), 80), list[dict[str, Any]]()
     quick = len(files) < 200 or (sys.stdout.isatty() and not options.csv)  # or the lines show how far it is
-    results = predict_files(model, files, top_k)
-    for name, error, (labels, shares, sure) in tqdm(results, total=len(files), unit=" images", disable=quick or None):
+    if options.heatmaps:
+        model.overlay(np.zeros(model.image_shape, np.uint8))  # can it at all?
+        options.heatmaps.mkdir(parents=True, exist_ok=True)
+    results = tqdm(predict_files(model, files, top_k), total=len(files), unit=" images", disable=quick or None)
+    for name, item, (labels, shares, sure, unlike) in results:
+        if options.heatmaps and not isinstance(item, str):  # the number keeps names apart, the rest is for the reader
+            stem = re.sub(r"[^\w.-]", "_", Path(name).name)[:50]
+            overlay = Image.fromarray(model.overlay(item))
+            scale = max(1, 224 // min(overlay.size))  # pixels stay squares
+            size = (scale * overlay.width, scale * overlay.height)
+            with atomic_path(options.heatmaps / f"{len(rows) + 1:0{len(str(len(files)))}}-{stem}.png") as path:
+                overlay.resize(size, Image.Resampling.NEAREST).save(path)
+        error = item if isinstance(item, str) else ""
         found = [{"label": label, "probability": round(share, 6)} for label, share in zip(labels, shares, strict=True)]
         said = {"labels": labels} if model.multi_label else {"sure": sure}
-        rows.append({"path": name, "error": error} if error else {"path": name, **said, "predictions": found})
+        said = {"error": error} if error else {**said, "unlike": round(unlike, 4), "predictions": found}
+        rows.append({"path": name, **said})
         cells = [f"{label:{label_width}} {share:6.1%}" for label, share in zip(labels, shares, strict=True)]
         cells += [] if sure else ["(not sure)"]
         line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *(cells or ["none"])])
@@ -56,15 +71,14 @@ def main(words: list[str]) -> None:
         print("[", ",\n".join(map(json.dumps, rows)), "]", sep="\n")
     if options.csv:
         keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
-        keys, ends = (["labels", "probabilities"], ["error"]) if model.multi_label else (keys, ["sure", "error"])
-        with atomic_path(options.csv) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", *keys, *ends])
-            for row in rows:
-                values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
-                if "labels" in row:
-                    values = Prediction(row["labels"], [one["probability"] for one in row["predictions"]]).cells
-                writer.writerow([row["path"], *values, *(row.get(name) for name in ends)])
+        keys, ends = (["labels", "probabilities"], []) if model.multi_label else (keys, ["sure"])
+        table: list[list[Any]] = [["path", *keys, *ends, "unlike", "error"]]
+        for row in rows:
+            values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
+            if "labels" in row:
+                values = Prediction(row["labels"], [one["probability"] for one in row["predictions"]]).cells
+            table.append([row["path"], *values, *map(row.get, (*ends, "unlike", "error"))])
+        write_csv(options.csv, table)
         print(f"{len(rows):,} rows: {options.csv}")
     if failed := sum("error" in row for row in rows):
         raise DataError(f"{failed:,} of {len(files):,} files could not be read")

@@ -32,7 +32,8 @@ def main(words: list[str]) -> None:
     except ModuleNotFoundError as error:
         raise UsageError(f'{error.name} is not installed: python -m pip install --editable ".[serve]"') from error
     parser = CommandParser("serve", f"Serve a model over HTTP, with a page; ${KEY} is the key that clients need.")
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="what scripts/export.py has written")
+    what = "an .onnx of scripts/export.py; or a .ckpt, which is slower, but can say why"
+    parser.add_argument("model", type=Path, metavar="MODEL", help=what)
     parser.add_argument("--host", default="127.0.0.1", help="[127.0.0.1]; 0.0.0.0 lets other machines ask too")
     parser.add_argument("--port", type=int, default=8000, help="[8000]; 0 takes a free one")
     parser.add_argument("--threshold", type=float, metavar="P", help='"not sure" below this probability [the model\'s]')

@@ -24,6 +24,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from data_modules.files import write_csv
 from lit_nn.engine.console import CommandParser, command, print_table
 from lit_nn.errors import UsageError
 
@@ -132,8 +133,7 @@ def conclude(folder: Path, trials: list[FrozenTrial]) -> None:
     if not trials or trials[0].state != TrialState.COMPLETE:
         sys.exit(f"error: no trial is complete; what they print is in {folder}/trial-*.txt")
     columns, *rows = [*facts(trials[0])], *([*facts(trial).values()] for trial in trials)
-    with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
+    write_csv(folder / "trials.csv", [columns, *rows])
     print_table(columns, rows, right=columns)
     best, file_of_best = trials[0], folder / "best.yaml"
     text = f"{best.value:.2%}: trial {best.number}, the best of {len(trials)}"

@@ -13,11 +13,12 @@ def main(words: list[str]) -> None:
         return
     to_dotted(words)  # refuses at once what is mistyped
     from lit_nn.engine.cli import LitCLI  # only now: it imports lightning, which takes seconds
-    from lit_nn.engine.run import running, test_best
+    from lit_nn.engine.run import calibrate_best, running, test_best
 
     cli = LitCLI("fit", words, tests=True)
     with running(cli):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        calibrate_best(cli)
         test_best(cli)
 
 

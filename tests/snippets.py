@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-SNIPPET = re.compile(r"^```python\n(.*?)^```$(?:\s*^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+SNIPPET = re.compile(r"^```python( slow)?\n(.*?)^```$(?:\s*^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 COMMANDS = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
@@ -20,12 +20,13 @@ class Snippet(NamedTuple):
     line: int  # of the page, on which the code begins
     code: str
     shown: str  # "" if the page shows no output
+    slow: bool  # whether the block is ```python slow
 
 
 def snippets(path: Path) -> list[Snippet]:
     """The snippets of a page, in their order."""
     page = path.read_text(encoding="utf-8")
-    return [Snippet(page.count("\n", 0, m.start(1)) + 1, m[1], m[2] or "") for m in SNIPPET.finditer(page)]
+    return [Snippet(page.count("\n", 0, m.start(2)) + 1, m[2], m[3] or "", bool(m[1])) for m in SNIPPET.finditer(page)]
 
 
 def commands(path: Path) -> list[str]:
@@ -34,11 +35,11 @@ def commands(path: Path) -> list[str]:
     return [line.partition(" #")[0].rstrip() for line in lines]
 
 
-def run_snippets(path: Path, folder: Path) -> dict[str, Any]:
-    """Run the snippets of a page one after the other, as one program in a folder; gives the names that they define."""
+def run_snippets(path: Path, folder: Path, slow: bool = False) -> None:
+    """Run the snippets of a page, the slow ones only if asked for, one after the other, as one program in a folder."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with contextlib.chdir(folder), torch.random.fork_rng(devices=[]):
-        for snippet in snippets(path):
+        for snippet in (snippet for snippet in snippets(path) if slow or not snippet.slow):
             # Empty lines before the code give tracebacks the line numbers of the page.
             code = compile("\n" * (snippet.line - 1) + snippet.code, str(path), "exec")
             with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -49,7 +50,6 @@ def run_snippets(path: Path, folder: Path) -> dict[str, Any]:
             assert shown == printed, (
                 f"{path}:{snippet.line}: on the left what the page shows, on the right what it prints"
             )
-    return namespace
 
 
 def broken_links(path: Path) -> list[str]:

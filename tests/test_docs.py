@@ -54,7 +54,7 @@ def test_recipe_runs(recipe: str, project: Path, monkeypatch: Patch) -> None:
 
 # --- the commands of the README and of the pages that show everyday commands ---
 
-EVERYDAY_PAGES = ("index", "configuration", "export", "how_it_works", "photos", "tables")
+EVERYDAY_PAGES = ("index", "configuration", "export", "how_it_works", "photos", "report", "tables")
 SHOWN = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in EVERYDAY_PAGES)]
 EVERYDAY = sorted({line for page in SHOWN for line in commands(page) if line.startswith("python scripts/")})
 SLOW = ("--format all", "--int8", "scripts/sweep.py")

@@ -105,7 +105,13 @@ def test_every_kind_of_model_gets_the_same_report(checkpoint: Path, capsys: pyte
     for name in ("model.ckpt", "model.onnx"):
         folder = checkpoint.with_name(f"{name}-report")  # each its own
         assert main([str(checkpoint.with_name(name))]) == 0
-        assert {file.name for file in folder.iterdir()} == {"metrics.json", "per_class.csv", "confusion.csv", *FIGURES}
+        assert {file.name for file in folder.iterdir()} == {
+            "metrics.json",
+            "report.html",
+            "per_class.csv",
+            "confusion.csv",
+            *FIGURES,
+        }
         reports.append(json.loads((folder / "metrics.json").read_text()))
     assert evaluate.data_of(open_model(checkpoint), "fashion_mnist_sample").seed == 7  # the split it was trained with
     first, second = reports

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ def test_the_command_itself(command: Command, tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {f"v1.2{suffix}" for suffix in suffixes}
     assert "all 1,000 test images" in done.stdout
     assert done.stdout.count("; accuracy") == 5
+    times, advice = done.stdout.splitlines()[-2:]
+    assert "(onnxruntime, 1 thread, medians of 21 runs in turn)" in times
+    one, one_int8, batch, batch_int8 = (float(number) for number in re.findall(r"([\d.]+) ms", times))
+    gain = float(re.findall(r"int8 is ([\d.]+) times as fast", advice)[0])
+    assert gain == pytest.approx(min(one / one_int8, batch / batch_int8), rel=0.03)
+    assert advice.startswith("Take int8" if gain > 1.1 else "Take the .onnx with floats")
 
     graph = onnx.load(tmp_path / "v1.2.onnx")
     metadata = {entry.key: entry.value for entry in graph.metadata_props}

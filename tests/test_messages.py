@@ -123,9 +123,9 @@ def test_images_that_weights_were_trained_on_are_not_tested_in_silence(tmp_path:
     assert train([*words, "--run_dir", str(tmp_path / "one")]) == 0
     start = ["--weights", str(tmp_path / "one" / "checkpoints" / "best.ckpt")]
     assert train([*words, *start, "--run_dir", str(tmp_path / "same")]) == 0
-    assert "was trained on" not in capsys.readouterr().out
+    assert "was trained on" not in capsys.readouterr().err
     assert train([*words, *start, "--seed", "7", "--run_dir", str(tmp_path / "other")]) == 0
-    assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().out)
+    assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().err)
 
 
 def test_a_test_says_what_has_changed_and_a_renamed_class_is_named(

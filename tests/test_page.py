@@ -8,13 +8,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, Tab, chromium
 from conftest import ROOT, script
 from PIL import Image
+from test_evaluate import made_up
 from test_serve import serve
 
 from data_modules import FashionMNISTSample
+from lit_nn.trained.evaluate import write_report
 from lit_nn.trained.predict import Prediction, open_model, predict
 
 pytestmark = pytest.mark.posix
@@ -69,7 +72,7 @@ def titles(tab: Tab, count: int) -> list[str]:
 def check_rows(tab: Tab, expected: list[Prediction], tolerance: float) -> None:
     """Labels, and what the bars say in percent, of all images."""
     assert len({prediction.label for prediction in expected}) > 3
-    for rows, (labels, shares, _) in zip(tab.js(ROWS)[::-1], expected, strict=True):
+    for rows, (labels, shares, *_) in zip(tab.js(ROWS)[::-1], expected, strict=True):
         assert rows[0][0] == labels[0]
         found = {label: float(share.removesuffix(" %")) for label, share in rows}
         assert found == pytest.approx(
@@ -121,6 +124,67 @@ def test_the_page_without_a_server_gives_the_labels_of_predict(tab: Tab, run: Pa
         tab.drop(*paths)
         assert titles(tab, 20) == [prediction.label for prediction in expected]
         check_rows(tab, expected, 1)
+
+
+def test_the_page_says_why(tab: Tab, run: Path) -> None:
+    with serve(run / "checkpoints" / "best.ckpt") as served:
+        tab.open(served.url)
+        tab.wait("document.querySelector('#where').textContent")
+        tab.drop(ROOT / "docs" / "images" / "boot.png")
+        tab.wait("document.querySelector('.why')")
+        shown = "document.querySelector('article img').src.slice(0, 15)"
+        for expected in ("data:image/webp", "blob:http://127"):
+            tab.js("document.querySelector('.why').click()")
+            tab.wait(f"{shown} === '{expected}'")
+
+
+NAMES = ["<script>document.title = 'hacked'</script>", '$title & "quoted"', "a_very_long_name_" * 9, *"defghij"]
+ROWS_OF = "[...document.querySelectorAll('#classes tbody tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_the_report_is_one_file_that_sorts(width: int, dark: bool, tab: Tab, tmp_path: Path) -> None:
+    answers = made_up(300, 10, 3)
+    overlays = dict.fromkeys(answers.mistakes[:30].tolist(), np.zeros((20, 30, 3), np.uint8))
+    files = [f"<b>/{'long' * 20}{row}.png" for row in range(300)]
+    answers = answers._replace(class_names=NAMES, files=files, overlays=overlays, threshold=0.5)
+    found = write_report(answers, "<b>title</b>", tmp_path)
+    tab.open((tmp_path / "report.html").as_uri(), width, dark=dark)
+    assert tab.js("document.title") == "<b>title</b>"
+    assert tab.js("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.js("[...document.images].every(image => image.complete && image.naturalWidth)")
+    loaded = tab.js("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert all(name.startswith("data:") for name in loaded)
+    assert len(tab.js("[...document.querySelectorAll('figure')].map(figure => figure.innerText)")) == 60
+    assert f"{found['accuracy']:.2%}" in tab.js("document.body.innerText")
+    rows = tab.js(ROWS_OF)
+    assert [row[0] for row in rows] == NAMES
+    for place, key in enumerate(["name", "precision", "recall", "f1", "support"]):
+        column = {name: {"name": name, **row}[key] for name, row in found["per_class"].items()}
+        values = NAMES if key == "name" else sorted(column.values())
+        for order, sign in (("ascending", 1), ("descending", -1)):
+            tab.js(f"document.querySelectorAll('#classes button')[{place}].focus()")
+            for kind in ("keyDown", "keyUp"):
+                tab.call(
+                    "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+                )
+            sorts = tab.js("[...document.querySelectorAll('#classes th')].map(header => header.ariaSort)")
+            assert sorts == ["none"] * place + [order] + ["none"] * (4 - place)
+            names = [row[0] for row in tab.js(ROWS_OF)]
+            assert [column[name] for name in names] == values[::sign]
+
+
+def test_a_report_on_a_thousand_classes_can_be_used(tab: Tab, tmp_path: Path) -> None:
+    write_report(made_up(5000, 1000), "many", tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+    tab.open((tmp_path / "report.html").as_uri(), 390)
+    assert tab.js("document.documentElement.scrollWidth <= innerWidth")
+    took = (
+        "(() => {const began = performance.now(); document.querySelectorAll('#classes button')[3].click(); "
+        "document.body.offsetWidth; return performance.now() - began})()"
+    )
+    assert tab.js(took) < 1000
+    assert len(tab.js(ROWS_OF)) == 1000
 
 
 def test_web_says_what_is_missing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,9 +86,9 @@ def test_table_and_csv_hold_the_same(in_folder: Path, tmp_path: Path, capsys: py
     assert len({len(line) for line in printed.out.splitlines()}) == 1  # columns stand under each other
     assert main([*words, "--csv", str(path)]) == 1
     header, *rows = csv.reader(path.read_text().splitlines())
-    assert header == ["path", "label", "probability", "label_2", "probability_2", "sure", "error"]
-    assert rows.pop() == ["missing.png", "", "", "", "", "", reason]
-    for line, (name, label, share, label_2, share_2, _, error) in zip(printed.out.splitlines(), rows, strict=True):
+    assert header == ["path", "label", "probability", "label_2", "probability_2", "sure", "unlike", "error"]
+    assert rows.pop() == ["missing.png", "", "", "", "", "", "", reason]
+    for line, (name, label, share, label_2, share_2, *_, error) in zip(printed.out.splitlines(), rows, strict=True):
         assert line.split() == f"{name} {label} {float(share):.1%} {label_2} {float(share_2):.1%}{error}".split()
 
 

@@ -1,6 +1,8 @@
 """The server as a process of its own: its answers are those of predict, and nothing that is sent to it ends it."""
 
+import base64
 import http.client
+import io
 import json
 import random
 import re
@@ -125,12 +127,13 @@ def write_images(folder: Path, count: int = 20, size: tuple[int, int] | None = N
 def test_answers_are_those_of_predict(served: Served, model: Path, tmp_path: Path) -> None:
     paths = write_images(tmp_path)
     expected = predict(open_model(model), paths, 3)
-    for path, (labels, shares, _) in zip(paths, expected, strict=True):
+    for path, (labels, shares, _, unlike) in zip(paths, expected, strict=True):
         status, answer = served.ask("/predict?top_k=3", path.read_bytes())
         assert (status, answer["model"], len(answer["version"])) == (200, "model", 12)
         found = answer["results"][0]["predictions"]
         assert [each["label"] for each in found] == labels
         assert [each["probability"] for each in found] == pytest.approx(shares, abs=2e-6)
+        assert answer["results"][0]["unlike"] == pytest.approx(unlike, abs=1e-4)
     status, answer = served.ask(
         "/predict?top_k=1&threshold=0.99", form(*((p.name, p.read_bytes()) for p in paths)), **FORM
     )
@@ -139,6 +142,28 @@ def test_answers_are_those_of_predict(served: Served, model: Path, tmp_path: Pat
     assert [result["predictions"][0]["label"] for result in answer["results"]] == [each.label for each in expected]
     assert not any(result["sure"] for result in answer["results"])
     assert served.ask("/predict?threshold=0", BOOT)[1]["results"][0]["sure"]
+
+
+def test_a_checkpoint_is_served_and_says_why(served: Served, model: Path) -> None:
+    assert served.ask("/ready")[1]["heat_maps"] is False
+    assert served.ask("/predict?heat_map=yes", BOOT) == (422, {"error": "heat_map is 'yes'; give true or false."})
+    status, answer = served.ask("/predict?heat_map=true", BOOT)
+    assert status == 422
+    assert "needs a checkpoint" in answer["error"]
+    with serve(model.with_suffix(".ckpt")) as other:
+        assert other.ask("/ready")[1]["heat_maps"] is True
+        (expected,), (found,) = (each.ask("/predict", BOOT)[1]["results"] for each in (served, other))
+        assert "heat_map" not in found
+        for one, same in zip(expected["predictions"], found["predictions"], strict=True):
+            assert one["label"] == same["label"]
+            assert one["probability"] == pytest.approx(same["probability"], abs=1e-5)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: other.ask("/predict?heat_map=true", BOOT), range(20)))
+        assert all(answer == answers[0] for answer in answers)
+        kind, _, content = answers[0][1]["results"][0]["heat_map"].partition(",")
+        assert kind == "data:image/webp;base64"
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            assert image.size == (28, 28)
 
 
 def test_requests_at_once_share_batches(served: Served) -> None:
@@ -183,7 +208,7 @@ def test_it_needs_no_torch(command: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["model.ckpt"], "an .onnx can: python scripts/export.py CKPT"),
+        (["model.pth"], "an .onnx: python scripts/export.py CKPT"),
         (["nowhere.onnx"], "no such file"),
         (["model.onnx", "--port", "70000"], "--port 70000"),
         (["model.onnx", "--threshold", "7"], "a probability, 0 to 1"),

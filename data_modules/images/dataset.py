@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from data_modules.files import atomic_path
 from data_modules.images.cache import SAMPLED, ImageCache, Settings, cache_folder, cached_images
 from data_modules.images.decode import FORMATS, digest, printable
 from data_modules.images.fit import FITS
-from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, Numbers, among, copies, cut, remembered
+from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, Numbers, among, copies, cut, folds_of, remembered
 
 
 class Listing(NamedTuple):
@@ -55,8 +54,6 @@ class ImageFiles(ImageDataModule):
         group_by: Regular expression that finds an image's group (a patient, a camera) in its path, in which "/" parts
             the folders: what its brackets match, or else all of it. ``([^/_]+)_[^/]*$`` is the part of the name before
             the first "_".
-        folds: Cut the training images into so many parts of equal size, one of which becomes the test part.
-        fold: Which one, from 1 to ``folds``.
         options: What every data set takes: ``batch_size``, ``val_fraction``, ``augment``, ``seed``, ...
     """
 
@@ -70,8 +67,6 @@ class ImageFiles(ImageDataModule):
         test_fraction: float = 0.1,
         on_error: Literal["stop", "skip"] = "stop",
         group_by: str | None = None,
-        folds: int | None = None,
-        fold: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(data_dir, **options)
@@ -85,12 +80,7 @@ class ImageFiles(ImageDataModule):
         self._listed_by = type(self).__name__  # each has a cache of its own, so that none replaces another's
         self.test_fraction, self.on_error = test_fraction, on_error
         self._fractions.append(test_fraction)
-        require("folds", folds, folds is None or folds >= 2, "at least 2")
-        require("fold", fold, 1 <= fold <= (folds or 1), f"from 1 to {folds}" if folds else "left out without folds")
-        if folds:
-            require("test_fraction", test_fraction, test_fraction == 0.1, "left out with folds")
-            self._fractions += [folds, fold]
-        self.folds = folds
+        require("test_fraction", test_fraction, test_fraction == 0.1 or not self._fold, "left out with folds")
         try:
             self.group_by = group_by if group_by is None else re.compile(group_by)
         except re.error as error:
@@ -112,6 +102,11 @@ class ImageFiles(ImageDataModule):
         """Channels, height and width of every image."""
         channels, height, width = self._images.images.shape[1:]
         return channels, height, width
+
+    @property
+    def files(self) -> list[str]:  # type: ignore[override]
+        """Paths of the images, relative to the folder."""
+        return self._listing.files
 
     @property
     def levels(self) -> int:  # type: ignore[override]
@@ -159,7 +154,7 @@ class ImageFiles(ImageDataModule):
         return listing._replace(groups=names)
 
     @cached_property
-    def _labels(self) -> NDArray[Any]:
+    def _labels(self) -> Any:
         """Class of each image, int64 (N,); or of which classes it is, 0 or 1, float32 (N, K)."""
         return np.array(self._listing.labels, np.float32 if self.multi_label else np.int64)
 
@@ -167,6 +162,13 @@ class ImageFiles(ImageDataModule):
     def weights(self) -> Tensor | None:  # type: ignore[override]
         """How often each image is to be drawn, float64 (N,); None if nobody has said it."""
         return torch.tensor(self._listing.weights, dtype=torch.float64) if self._listing.weights else None
+
+    def described(self) -> dict[str, list[Any]]:
+        """File of each image, and where they have them its part, group and weight."""
+        _, files, _, splits, groups, weights = self._listing
+        said: dict[str, list[Any]] = {"file": [printable(Path(self.data_dir, file)) for file in files]}
+        said |= {"split": [*splits] if len({*splits}) > 1 else [], "group": groups, "weight": weights}
+        return {name: cells for name, cells in said.items() if cells}
 
     def facts(self) -> dict[str, str]:
         """Size of the files' images, of about a thousand, and of the groups."""
@@ -265,11 +267,13 @@ class ImageFiles(ImageDataModule):
         listing, lists, marks, labels = self._listing, self._known, self._marks, self._labels
         folders = np.array([SPLITS.index(split) for split in listing.splits])  # (N,), as the user laid them out
         seed, (val, test, *fold) = self._cut()
+        if fold and folders.any():
+            say(f"{self.data_dir}: folds are cut from all images, whatever part they lie in")
+            folders[:] = TRAIN
         fractions = {part: share for part, share in ((TEST, test), (VAL, val)) if part not in folders}
-        for name, share in (("val", val), ("test", test)) if lists is None else ():
+        for name, share in (("val", val), ("test", test)) if lists is None and not fold else ():
             has_part = f"left out: {self.data_dir} has a {name} part"
             require(f"{name}_fraction", share, share == 0.1 or name not in listing.splits, has_part)
-            require("folds", self.folds, not fold or name == "val" or name not in listing.splits, has_part)
         if fractions and lists == {}:
             raise DataError(
                 "this checkpoint comes from a version that did not keep which images it was trained on, so none can be "
@@ -281,7 +285,8 @@ class ImageFiles(ImageDataModule):
         known = remembered(marks, [lists[split].numpy() for split in SPLITS] if lists else [], folders)
         part = np.where((known == OPEN) | (folders < 0), np.where(pool, OPEN, folders), known)
         if fold and fractions.pop(TEST, 0):
-            part[pool & (part == OPEN) & (self._fold_of(pool, int(fold[0]), seed) == fold[1])] = TEST
+            is_tested = folds_of(labels[pool], marks[pool], int(fold[0]), seed) == fold[1]
+            part[pool] = np.where((part[pool] == OPEN) & is_tested, TEST, part[pool])
         part[pool] = cut(labels[pool], marks[pool], part[pool], fractions, seed)
         if lists:
             had = torch.cat([lists[split] for split in SPLITS]).unique(dim=0).numpy()
@@ -298,14 +303,6 @@ class ImageFiles(ImageDataModule):
         self._check_copies(part)
         arrays = (self._images.images, torch.from_numpy(labels))
         return {split: (arrays, torch.from_numpy(np.flatnonzero(part == place))) for place, split in enumerate(SPLITS)}
-
-    def _fold_of(self, pool: NDArray[np.bool_], folds: int, seed: int) -> Numbers:
-        """Number of each image's fold, from 1 on; 0 if it is not in the pool (N,)."""
-        marks, fold = self._marks[pool], np.zeros(len(pool), np.int64)
-        shares = {OPEN + number: 1 / (folds + 1 - number) for number in range(1, folds)}  # of what is left
-        numbers = cut(self._labels[pool], marks, np.full(len(marks), OPEN), shares, seed) - OPEN
-        fold[pool] = np.where(numbers < 0, folds, numbers)
-        return fold
 
     def _check_counts(self, part: Numbers) -> None:
         """Look for parts that lack images; of a run that goes on or is evaluated, only the test could."""

@@ -101,6 +101,13 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
     return np.where(np.equal(part, OPEN), TRAIN, part)[unit]
 
 
+def folds_of(labels: Numbers, marks: Numbers, folds: int, seed: int) -> Numbers:
+    """Number of each image's fold, from 1 on (N,): parts of equal size, as `cut` makes them."""
+    shares = {OPEN + number: 1 / (folds + 1 - number) for number in range(1, folds)}  # of what is left
+    numbers = cut(labels, marks, np.full(len(marks), OPEN), shares, seed) - OPEN
+    return np.where(numbers < 0, folds, numbers)
+
+
 def _pick(
     order: list[int], contents: list[dict[int, int]], target: list[int], need: list[int], free: list[int]
 ) -> set[int]:

@@ -40,7 +40,6 @@ def check_options(config: Any, tests: bool, resumes: bool) -> None:
     refuse(blind, "limit_val_batches is 0, but --early_stopping and --schedule plateau go by the validation; drop one")
     refuse(ema is not None and not 0 < ema < 1, f"--ema is {ema}; it must lie between 0 and 1")
     refuse(accept is not None and not 0 < accept <= 1, f"--accept is {accept}; it must be more than 0, and at most 1")
-    refuse(accept and not (tests or resumes), "--accept goes with the test of scripts/train.py; leave it out")
     frozen = config.model.freeze_epochs == -1
     refuse(
         config.cache_features and not frozen, "--cache_features keeps what does not change: it needs --freeze_epochs -1"

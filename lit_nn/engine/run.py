@@ -1,12 +1,12 @@
 """What happens around the Trainer's fit, test and predict: the run folder, the result, and errors in one message."""
 
 import contextlib
-import csv
 import itertools
 import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from data_modules.base import SPLITS
-from data_modules.files import atomic_path
+from data_modules.base import SPLITS, Split
+from data_modules.files import atomic_path, write_csv
 from data_modules.images.parts import among
 from lit_nn.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from lit_nn.classifier import LitClassifier
@@ -138,7 +138,8 @@ def _prepare_training(cli: LitCLI) -> None:
             print(
                 f"warning: {config.model.weights} was trained on {count} of the images that are to be tested, or on "
                 "their groups, so the test will look better than it is; give --seed and --data.test_fraction of that "
-                "run, or lay out a test part"
+                "run, or lay out a test part",
+                file=sys.stderr,
             )
     if cli.run_dir is not None:
         if previous is not None:
@@ -154,6 +155,18 @@ def _continue(cli: LitCLI, previous: PreviousRun) -> None:
         if not cli.tests or (result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs):
             raise Ended(f"Nothing left to do: the run ended after {reason}.", exit_status=0)
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
+
+
+def calibrate_best(cli: LitCLI) -> None:
+    """After a training, give the best checkpoint its temperature and, if ``--accept`` asks for it, its threshold."""
+    trainer, model, checkpoints = cli.trainer, cli.model, cli.checkpoints
+    best = checkpoints.folder / "best.ckpt" if checkpoints and trainer.is_global_zero else None
+    if best and best.exists() and not isinstance(trainer.strategy, FSDPStrategy):  # maybe too large for one device
+        found = read_checkpoint(best)
+        model.load_state_dict(found["state_dict"])
+        print(_calibrate(cli, model))
+        found["hyper_parameters"] |= {"temperature": model.temperature, "threshold": model.threshold}
+        save_checkpoint(found, best)
 
 
 def test_best(cli: LitCLI) -> None:
@@ -172,10 +185,6 @@ def test_best(cli: LitCLI) -> None:
         found = read_checkpoint(best)
         model.load_state_dict(found["state_dict"])
         validated = found["metrics"]
-        if trainer.is_global_zero and not isinstance(trainer.strategy, FSDPStrategy):  # maybe too large for one device
-            print(_calibrate(cli, model))
-            found["hyper_parameters"] |= {"temperature": model.temperature, "threshold": model.threshold}
-            save_checkpoint(found, best)
     trainer.test(model, datamodule=cli.datamodule, verbose=False)
     if not trainer.is_global_zero:
         return
@@ -204,14 +213,18 @@ def test_best(cli: LitCLI) -> None:
 
 
 @torch.no_grad()
-def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
-    """Give a trained model its temperature and, if ``--accept`` asks for it, its threshold; returns what was found."""
-    data, device, accept = cli.datamodule, cli.trainer.strategy.root_device, cli.config.accept
-    images, labels, rows = data.split("val")
-    inputs, labels = data.features.get("val", images), labels.cpu()[rows]  # the whole part, whatever was validated
+def logits_of(cli: LitCLI, model: LitClassifier, part: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a whole part, whatever of it was validated or tested, float64 (N, num_classes), and labels (N,)."""
+    data, device = cli.datamodule, cli.trainer.strategy.root_device
+    images, labels, rows = data.split(part)
+    inputs, batches = data.features.get(part, images), rows.split(4 * data.batch_size)  # as validation has them
     model.to(device).eval()
-    batches = rows.split(4 * data.batch_size)  # as validation has them
-    logits = torch.cat([model.logits(inputs[some].to(device)).cpu().double() for some in batches])  # (N, num_classes)
+    return torch.cat([model.logits(inputs[some].to(device)).cpu().double() for some in batches]), labels.cpu()[rows]
+
+
+def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
+    """Calibrate a trained model on all validation images; returns what was found."""
+    accept, (logits, labels) = cli.config.accept, logits_of(cli, model, "val")  # (N, num_classes), (N,)
     model.temperature = 1.0
     before = model.probabilities(logits)
     model.temperature = temperature(logits, labels)
@@ -263,7 +276,6 @@ def predict(cli: LitCLI) -> None:
     model, ending = classifier_model(cli.model), "s" if cli.model.multi_label else ""
     path = Path(os.path.expanduser(cli.config.run_dir or "."), "predictions.csv")  # noqa: PTH111
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = [[number, *model.read(row.numpy(), 1).cells] for number, row in enumerate(rows)]
-        csv.writer(file).writerows([["image", f"label{ending}", f"probabilit{'ies' if ending else 'y'}"], *table])
+    table = [[number, *model.read(row.numpy(), 1).cells] for number, row in enumerate(rows)]
+    write_csv(path, [["image", f"label{ending}", f"probabilit{'ies' if ending else 'y'}"], *table])
     print(f"{len(rows)} predictions: {path}")

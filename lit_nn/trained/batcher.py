@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data_modules.images.decode import FORMATS, ImageError, pixel_count
 from lit_nn.errors import UsageError, brief
-from lit_nn.trained.predict import Model, Pixels, Prediction
+from lit_nn.trained.predict import Model, Pixels, Prediction, data_uri
 
 # In bytes: of smaller blocks the allocator would give nothing back to the system.
 Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
@@ -44,12 +44,16 @@ class Refusal(Exception):
         self.status = status
 
 
+Found = tuple[Prediction, str]  # and the heat map as a data URI, "" if none is asked for
+
+
 class Item(NamedTuple):
     """An image that waits."""
 
     file: bytes
     top_k: int
-    found: asyncio.Future[Prediction | Refusal]
+    heat_map: bool  # whether it is asked for
+    found: asyncio.Future[Found | Refusal]
 
 
 class Batcher:
@@ -61,11 +65,11 @@ class Batcher:
         self.loop, self.pool = asyncio.get_running_loop(), ThreadPoolExecutor(limits.threads)
         self.timer: asyncio.TimerHandle | None = None
 
-    async def name(self, files: list[bytes], top_k: int) -> list[Prediction | Refusal]:
+    async def name(self, files: list[bytes], top_k: int, heat_map: bool = False) -> list[Found | Refusal]:
         """What image files show, each; raises `Refusal` if the queue is full."""
         if len(self.waiting) + len(files) > self.limits.max_queue:
             raise Refusal(429, f"{len(self.waiting)} images are waiting already; try again in a second.")
-        items = [Item(file, top_k, self.loop.create_future()) for file in files]
+        items = [Item(file, top_k, heat_map, self.loop.create_future()) for file in files]
         self.waiting += items
         if len(self.waiting) >= self.limits.batch_size or not self.limits.batch_wait:
             self._start()
@@ -94,7 +98,12 @@ class Batcher:
             decoded = [self._pixels(item.file) for item in batch]
             pixels = [image for image in decoded if not isinstance(image, Refusal)]
             named = iter(self.model.name(pixels, max(item.top_k for item in batch)))
-            found = [image if isinstance(image, Refusal) else next(named) for image in decoded]
+            found: list[Found | Refusal] = [
+                image
+                if isinstance(image, Refusal)
+                else (next(named), data_uri(self.model.overlay(image)) if item.heat_map else "")
+                for item, image in zip(batch, decoded, strict=True)
+            ]
         except Exception:  # the runtime can run out of memory for instance
             logging.exception("a batch of %d images failed", len(batch))
             found = [Refusal(500, "The model failed; the server's log says why.") for _ in batch]
@@ -118,7 +127,7 @@ class Batcher:
         except Exception as error:  # decoders raise all kinds of things at broken or hostile files
             return Refusal(422, f"The image is damaged: {brief(error)}.")
 
-    def _finish(self, batch: list[Item], found: list[Prediction | Refusal]) -> None:
+    def _finish(self, batch: list[Item], found: list[Found | Refusal]) -> None:
         self.free += 1
         self._start()
         for item, result in zip(batch, found, strict=True):

@@ -3,8 +3,8 @@
 import csv
 import functools
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,19 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torchmetrics.functional.classification import binary_auroc
 
 from data_modules import DATA_SETS, ImageDataModule, data_class, option_names
 from data_modules.errors import DataError
 from data_modules.files import atomic_path
 from data_modules.images.dataset import ImageFiles
-from data_modules.sheets import drawable, font_for
+from data_modules.images.decode import image_paths, printable
+from data_modules.sheets import captioned, drawable, font_for
 from lit_nn.errors import UsageError, brief, other_classes
-from lit_nn.trained.calibrate import BINS, calibration_error
+from lit_nn.trained.calibrate import BINS, calibration_error, wilson_interval
 from lit_nn.trained.multi_label import measure_labels, precision_recall_figure
-from lit_nn.trained.predict import Model
+from lit_nn.trained.predict import Model, Pixels, energy, predict_files
+from lit_nn.trained.report import SHOWN, report_page
 
 
 def data_of(
@@ -74,6 +77,9 @@ class Answers(NamedTuple):
     probabilities: NDArray[np.float32]  # (N, num_classes)
     temperature: float = 1.0  # by which logits are divided before they become probabilities
     threshold: float | list[float] = 0.0  # probability below which it is not sure; of each class, if there are several
+    others: NDArray[np.float64] | None = None  # `energy` of images that show something else, (M,)
+    files: Sequence[str] = ()  # names of the images' files, if they have any
+    overlays: dict[int, Pixels] = {}  # images under their heat maps, (H, W, 3), by their number
 
     @property
     def accuracy(self) -> float:
@@ -83,24 +89,80 @@ class Answers(NamedTuple):
         return float(right.mean())
 
     @property
+    def mistakes(self) -> NDArray[np.int64]:
+        """Numbers of the images that were taken for another class, those of which the model was most sure first."""
+        wrong = np.flatnonzero(self.logits.argmax(1) != self.labels)
+        return wrong[np.argsort(-self.probabilities.max(1)[wrong], kind="stable")]
+
+    @property
+    def unsure(self) -> NDArray[np.int64]:
+        """Numbers of the images below the threshold, those of which the model was least sure first."""
+        confidence = self.probabilities.max(1)
+        order = np.argsort(confidence, kind="stable")
+        return order[confidence[order] < self.threshold]
+
+    def shown(self, row: int) -> list[Pixels]:
+        """An image, and beside it its heat map if it has one, (H, W, 3) each."""
+        image = np.broadcast_to(self.images[row].transpose(1, 2, 0), (*self.images.shape[2:], 3))
+        return [image, *([self.overlays[row]] if row in self.overlays else [])]
+
+    def file(self, row: int) -> str:
+        """Name of an image."""
+        return self.files[row] if self.files else f"image {row}"
+
+    @property
     def confusion(self) -> NDArray[np.int64]:
         """How many images of the row's class were taken for the column's, (num_classes, num_classes)."""
         count = len(self.class_names)
         return np.bincount(self.labels * count + self.logits.argmax(1), minlength=count**2).reshape(count, count)
 
 
-def answer_test_images(model: Model, data: ImageDataModule) -> Answers:
-    """Run a model on the test images of a data set that is prepared."""
+def answer_test_images(model: Model, data: ImageDataModule, explain: bool = False) -> Answers:
+    """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of what is shown."""
     tensors, labels, rows = data.split("test")
     images = tensors[rows].cpu().numpy()
     right, calibration = labels[rows].cpu().numpy(), (model.temperature, model.threshold)
-    return Answers(model.class_names, images, right, *model.run(images), *calibration)
+    files = [printable(data.files[row]) for row in rows.tolist()] if data.files else []
+    answers = Answers(model.class_names, images, right, *model.run(images), *calibration, files=files, overlays={})
+    if explain and right.ndim == 1:
+        with suppress(UsageError):  # it has none
+            for row in {*answers.mistakes[:SHOWN].tolist(), *answers.unsure[:SHOWN].tolist()}:
+                answers.overlays[row] = model.overlay(images[row])
+    return answers
+
+
+def score_images(model: Model, folder: str) -> NDArray[np.float64]:
+    """`energy` of all images in a folder, (M,), which need no labels; raises DataError if one cannot be read."""
+    failed = list[OSError]()
+    files = [(path, "") for path in image_paths(folder, failed.append)]
+    scores = []
+    for name, item, prediction in predict_files(model, files, 1):
+        if isinstance(item, str):
+            raise DataError(f"{name}: {item}")
+        scores.append(prediction.unlike)
+    if failed or not scores:
+        raise DataError(str(failed[0]) if failed else f"{folder}: there is no image in it")
+    return np.array(scores)
+
+
+def _unlike(answers: Answers) -> dict[str, Any]:
+    """How well `energy` tells the test images from those that show something else."""
+    assert answers.others is not None
+    own = energy(answers.logits, answers.temperature, answers.labels.ndim == 2)
+    scores = np.concatenate([own, answers.others])  # (N + M,)
+    order = torch.from_numpy(
+        np.unique(scores, return_inverse=True)[1] / len(scores)
+    )  # of scores beyond 1 it takes sigmoids
+    auroc = binary_auroc(order, (torch.arange(len(scores)) >= len(answers.labels)).long()).item()
+    cut = np.quantile(scores[: len(answers.labels)], 0.95)
+    above = float((answers.others > cut).mean())
+    return {"unlike": {"images": len(answers.others), "auroc": auroc, "cut": float(cut), "above_cut": above}}
 
 
 def measure(answers: Answers) -> dict[str, Any]:
     """Everything that is counted, as plain values, one more is one more line here; 0 / 0 is 0, as in scikit-learn."""
     if answers.labels.ndim == 2:
-        return measure_labels(answers)
+        return measure_labels(answers) | ({} if answers.others is None else _unlike(answers))
     labels, logits = torch.from_numpy(answers.labels), torch.from_numpy(answers.logits).double()  # (N,), (N, K)
     classes, count, right = len(answers.class_names), len(labels), answers.confusion.diagonal()  # right is (K,)
     predicted, support = answers.confusion.sum(0), answers.confusion.sum(1)  # images of each class, (K,)
@@ -109,16 +171,13 @@ def measure(answers: Answers) -> dict[str, Any]:
         "recall": right / np.maximum(support, 1),
         "f1": 2 * right / np.maximum(predicted + support, 1),
     }
-    accuracy, z = int(right.sum()) / count, 1.959964  # 97.5 % of a normal distribution lies below z
-    # Wilson's interval (1927), which unlike the usual one holds near 0 and 1
-    half = z * np.sqrt(accuracy * (1 - accuracy) / count + (z / count / 2) ** 2)
-    interval = [(accuracy + z**2 / count / 2 + side) / (1 + z**2 / count) for side in (-half, half)]
+    accuracy = int(right.sum()) / count
     shares = torch.from_numpy(answers.probabilities)  # (N, K)
     sure = answers.probabilities.max(1) >= answers.threshold  # (N,)
     return {
         "images": count,
         "accuracy": accuracy,
-        "accuracy_interval_95": np.clip(interval, 0, 1).tolist(),
+        "accuracy_interval_95": wilson_interval(accuracy, count),
         "balanced_accuracy": float(scores["recall"][support > 0].mean()),
         "top_3_accuracy": (logits.topk(min(3, classes)).indices == labels[:, None]).any(1).double().mean().item(),
         "loss": F.cross_entropy(logits / answers.temperature, labels).item(),  # nats
@@ -129,6 +188,7 @@ def measure(answers: Answers) -> dict[str, Any]:
         "threshold": answers.threshold,
         "sure": sure.mean().item(),  # share of the images
         "accuracy_where_sure": float((logits.argmax(1) == labels).numpy()[sure].mean()) if sure.any() else 0.0,
+        **({} if answers.others is None else _unlike(answers)),
         "macro": {score: float(values.mean()) for score, values in scores.items()},  # means over the classes
         "per_class": {
             name: {score: values[label].item() for score, values in (scores | {"support": support}).items()}
@@ -172,17 +232,14 @@ def confusion_figure(answers: Answers, title: str) -> Figure:
 def mistakes_figure(answers: Answers, title: str) -> Figure:
     """Draw the thirty mistakes of which the model was most sure."""
     names, said, confidence = answers.class_names, answers.logits.argmax(1), answers.probabilities.max(1)  # (N,)
-    wrong = np.flatnonzero(said != answers.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:30]
-    figure = Figure((11.4, 12), dpi=120, layout="constrained")
-    figure.suptitle(f"{title}\nthe most confident of {len(wrong):,} mistakes on {len(said):,} images")
-    for place, row in enumerate(worst):
-        axes = figure.add_subplot(5, 6, place + 1)
-        axes.imshow(answers.images[row].transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        axes.set_axis_off()
-        text = f"is {names[answers.labels[row]]}\nsaid {names[said[row]]}\n{confidence[row]:.1%}   (image {row})"
-        axes.set_title(text, fontsize=8)
-    return figure
+    wrong = answers.mistakes
+    images = [np.hstack(answers.shown(row)).transpose(2, 0, 1) for row in wrong[:SHOWN].tolist()]
+    texts = [
+        f"is {names[answers.labels[row]]}\nsaid {names[said[row]]}, {confidence[row]:.1%}\n{answers.file(row)[-30:]}"
+        for row in wrong[:SHOWN].tolist()
+    ]
+    title += f"\nthe most confident of {len(wrong):,} mistakes on {len(said):,} images"
+    return captioned(images, texts, title)
 
 
 @_drawing
@@ -207,7 +264,7 @@ curves_figure = _drawing(precision_recall_figure)
 
 
 def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
-    """Write metrics.json, tables and figures, replacing those of an earlier report together; returns `measure`'s."""
+    """Write a page, metrics.json, tables and figures in place of an earlier report's, together; returns `measure`'s."""
     found, names = measure(answers), answers.class_names
     rows = [*found["per_class"].values()]
     tables = {"per_class": (["class", *rows[0]], [row.values() for row in rows])}
@@ -216,6 +273,7 @@ def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
     else:
         tables["confusion"] = (["true class \\ predicted class", *names], answers.confusion.tolist())
         figures = {"confusion": confusion_figure, "mistakes": mistakes_figure, "reliability": reliability_figure}
+    drawn: dict[str, bytes] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as complete:
         json_file = complete.enter_context(atomic_path(folder / "metrics.json"))
@@ -227,5 +285,9 @@ def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
             with path.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *([name, *row] for name, row in zip(names, rows, strict=True))])
         for name, draw in figures.items():
-            draw(answers, title).savefig(complete.enter_context(atomic_path(folder / f"{name}.png")))
+            path = complete.enter_context(atomic_path(folder / f"{name}.png"))
+            draw(answers, title).savefig(path)
+            drawn[name] = path.read_bytes()
+        page = complete.enter_context(atomic_path(folder / "report.html"))
+        page.write_text(report_page(answers, found, title, drawn), encoding="utf-8")
     return found

@@ -1,6 +1,7 @@
 """A trained model in use: any of our files opened, images in, names and probabilities out; an .onnx without torch."""
 
 import base64
+import io
 import json
 import logging
 import os
@@ -30,12 +31,30 @@ Answer = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits and probabili
 Run = Callable[[Pixels], Answer]
 
 
+def energy(logits: NDArray[np.float32], temperature: float, several: bool = False) -> NDArray[np.float64]:
+    """How unlike all training images images are, from their logits (N, K): -T log sum exp(logits / T), (N,).
+
+    High where no class has a high logit; Liu et al., 2020, Energy-based out-of-distribution detection. With several
+    labels it is the sum over the classes, -T sum log(1 + exp(logits / T)); Wang et al., 2021.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    if several:
+        return -temperature * np.logaddexp(0, scaled).sum(1)
+    top = scaled.max(1)
+    return -temperature * (top + np.log(np.exp(scaled - top[:, None]).sum(1)))
+
+
+def _no_overlay(_: Pixels) -> Pixels:
+    raise UsageError("a heat map needs a checkpoint (.ckpt): an export gives answers only, and no gradients")
+
+
 class Prediction(NamedTuple):
     """What an image shows, most probable class first; where an image may have several labels, all it has, or none."""
 
     labels: list[str]  # names of classes
     probabilities: list[float]  # of each, between 0 and 1
     sure: bool = True  # whether the first one reaches the threshold of the model
+    unlike: float = 0.0  # how unlike all training images it is: `energy`
 
     @property
     def label(self) -> str:
@@ -67,6 +86,7 @@ class Model(NamedTuple):
     temperature: float = 1.0  # by which logits are divided before they become probabilities
     threshold: Any = 0.0  # probability below which it is not sure; or a list of those from which on it says each label
     multi_label: bool = False  # whether it may give an image several labels, or none
+    overlay: Callable[[Pixels], Pixels] = _no_overlay  # one image (C, H, W) under its heat map, (*image_shape[1:], 3)
 
     def run(self, images: Pixels) -> Answer:
         """Logits and probabilities of pixels 0..255, uint8 (N, C, H, W), in batches that fit into memory; N > 0."""
@@ -79,8 +99,10 @@ class Model(NamedTuple):
         predictions: list[Prediction] = [Prediction([], [])] * len(images)
         for shape in {image.shape for image in images}:  # images of one size go through together
             rows = [row for row, image in enumerate(images) if image.shape == shape]
-            for row, shares in zip(rows, self.run(np.stack([images[row] for row in rows]))[1], strict=True):
-                predictions[row] = self.read(shares, top_k)
+            logits, probabilities = self.run(np.stack([images[row] for row in rows]))
+            unlike = energy(logits, self.temperature, self.multi_label).tolist()
+            for row, shares, score in zip(rows, probabilities, unlike, strict=True):
+                predictions[row] = self.read(shares, top_k)._replace(unlike=score)
         return predictions
 
     def read(self, shares: NDArray[np.float32], top_k: int) -> Prediction:
@@ -158,11 +180,14 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _open_onnx(path: Path) -> Model:
+def open_onnx(path: Path, threads: int = 0) -> Model:
+    """Open an .onnx, with as many threads as cores if ``threads`` is 0; `open_model` says what is wrong with a file."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)  # errors only
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     run: Run = lambda images: session.run(["logits", "probabilities"], {"pixels": images})  # noqa: E731
     any_size = isinstance(session.get_inputs()[0].shape[2], str)  # the name of a size that is free
     return _described(session.get_modelmeta().custom_metadata_map, run)._replace(any_size=any_size)
@@ -204,12 +229,17 @@ def _open_safetensors(path: Path) -> Model:
     return _described(metadata, model.run_batch)
 
 
-OPENERS = {".ckpt": _open_checkpoint, ".onnx": _open_onnx, ".pt2": _open_program, ".safetensors": _open_safetensors}
+OPENERS = {".ckpt": _open_checkpoint, ".onnx": open_onnx, ".pt2": _open_program, ".safetensors": _open_safetensors}
 
 
 def classifier_model(classifier: "ImageClassifier") -> Model:
     """A classifier as a `Model`, on the device where it is."""
     import torch
+
+    def show(image: Pixels) -> Pixels:
+        from lit_nn.trained.explain import overlay
+
+        return overlay(classifier, image)
 
     @torch.inference_mode()
     def run(images: Pixels) -> Answer:
@@ -220,7 +250,13 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
 
     model = Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run, classifier.fit)
     model = model._replace(temperature=classifier.temperature, threshold=classifier.threshold)
-    return model._replace(multi_label=classifier.multi_label)
+    return model._replace(multi_label=classifier.multi_label, overlay=show)
+
+
+def data_uri(pixels: Pixels) -> str:
+    """An image (H, W, 3) as an address that holds it, for pages."""
+    Image.fromarray(pixels).save(file := io.BytesIO(), "WebP", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _described(metadata: Mapping[str, str], run: Run) -> Model:
@@ -270,8 +306,10 @@ def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> li
     return model.name(pixels, top_k)
 
 
-def predict_files(model: Model, files: list[tuple[str, str]], top_k: int) -> Iterator[tuple[str, str, Prediction]]:
-    """Name, what is wrong, what is shown, of each file; what is wrong with it may be known already."""
+def predict_files(
+    model: Model, files: list[tuple[str, str]], top_k: int
+) -> Iterator[tuple[str, Pixels | str, Prediction]]:
+    """Name, pixels or what is wrong, what is shown, of each file; what is wrong with it may be known already."""
 
     def decode(file: tuple[str, str]) -> Pixels | str:
         path, reason = file
@@ -289,5 +327,4 @@ def predict_files(model: Model, files: list[tuple[str, str]], top_k: int) -> Ite
             coming = pool.map(decode, files[start + BATCH : start + 2 * BATCH])
             found = iter(model.name([item for item in decoded if not isinstance(item, str)], top_k))
             for (path, _), item in zip(files[start : start + BATCH], decoded, strict=True):
-                wrong = item if isinstance(item, str) else ""
-                yield printable(path), wrong, Prediction([], []) if wrong else next(found)
+                yield printable(path), item, Prediction([], []) if isinstance(item, str) else next(found)

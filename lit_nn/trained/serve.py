@@ -1,4 +1,4 @@
-"""A trained model over HTTP, without torch: a page and an API, described in docs/serving.md.
+"""A trained model over HTTP, an export without torch: a page and an API, described in docs/serving.md.
 
 The little of HTTP that it needs stands on asyncio's streams and httptools' parser. A web framework takes longer for a
 small image than the network does, and uvicorn, which would run one, answers nobody who has closed half of a connection,
@@ -22,11 +22,10 @@ from urllib.parse import parse_qsl
 
 import httptools
 import numpy as np
-import onnxruntime
 
 from lit_nn.errors import UsageError, did_you_mean
 from lit_nn.trained.batcher import Batcher, Limits, Refusal
-from lit_nn.trained.predict import open_model
+from lit_nn.trained.predict import open_model, open_onnx
 
 GOODBYE = 2  # seconds in which a client may still read its last answer
 HEAD = 1 << 14  # bytes of a request's first line and headers
@@ -110,7 +109,7 @@ class Server:
     """Serves a model.
 
     Args:
-        path: An exported model (.onnx).
+        path: An exported model (.onnx), or a checkpoint (.ckpt), which can also say why.
         limits: What the server takes on.
         threshold: Probability below which an answer counts as not sure; by default the model's own, if it has one.
         api_key: What clients have to send as "Authorization: Bearer KEY"; "" if anybody may ask.
@@ -123,15 +122,22 @@ class Server:
     batcher: Batcher
 
     def __init__(self, path: Path, limits: Limits, threshold: float | None = None, api_key: str = "") -> None:
-        if path.suffix != ".onnx":
-            raise UsageError(f"{path} cannot be served, an .onnx can: python scripts/export.py CKPT")
-        model, options, outputs = open_model(path), onnxruntime.SessionOptions(), ["logits", "probabilities"]
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the batches share the cores
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.model = model._replace(run_batch=lambda images: session.run(outputs, {"pixels": images}))
+        if path.suffix not in (".onnx", ".ckpt"):
+            raise UsageError(f"{path} cannot be served, a .ckpt can, and an .onnx: python scripts/export.py CKPT")
+        self.model, self.no_heat_map = open_model(path), ""
+        if path.suffix == ".onnx":
+            self.model = open_onnx(path, threads=1)  # the batches share the cores
+        else:
+            import torch
+
+            torch.set_num_threads(1)
+        try:
+            self.model.overlay(np.zeros(self.model.image_shape, np.uint8))
+        except UsageError as error:
+            self.no_heat_map = f"This model has no heat maps: {error}."
         self.limits, self.api_key, self.name = limits, api_key, path.stem
-        self.threshold = model.threshold if threshold is None else threshold
-        if model.multi_label:  # what it says of an image is all its classes, of which each request has its part
+        self.threshold = self.model.threshold if threshold is None else threshold
+        if self.model.multi_label:  # what it says of an image is all its classes, of which each request has its part
             self.model = self.model._replace(threshold=0.0)
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.connections, self.idle = set[asyncio.StreamWriter](), set[asyncio.StreamWriter]()
@@ -250,7 +256,7 @@ class Server:
         if request.path in self.pages:
             kind, content = self.pages[request.path]
             return kind, content()
-        options, known = {"top_k": "5"}, ("top_k", "threshold")
+        options, known = {"top_k": "5", "heat_map": "false"}, ("top_k", "threshold", "heat_map")
         for name, text in parse_qsl(request.query, keep_blank_values=True)[:9]:
             if name not in known:
                 raise Refusal(422, f"There is no parameter '{name}'.{did_you_mean(name, known)}")
@@ -259,29 +265,34 @@ class Server:
             raise Refusal(422, f"top_k is '{options['top_k']}'; give a whole number from 1.")
         if not re.fullmatch(r"0?\.[0-9]{1,20}|[01](\.0*)?", options.get("threshold", "0")):
             raise Refusal(422, f"threshold is '{options['threshold']}'; give a number from 0 to 1.")
-        classes, several = self.model.class_names, self.model.multi_label
-        top_k, threshold = min(int(options["top_k"]), len(classes)), float(options.get("threshold", "nan"))
-        own = self.threshold if "threshold" not in options else threshold
-        least = dict(zip(classes, np.broadcast_to(own, len(classes)).tolist(), strict=True))
+        if options["heat_map"] not in ("true", "false"):
+            raise Refusal(422, f"heat_map is '{options['heat_map']}'; give true or false.")
+        if (heat_map := options["heat_map"] == "true") and self.no_heat_map:
+            raise Refusal(422, self.no_heat_map)
+        classes, several, top_k = self.model.class_names, self.model.multi_label, int(options["top_k"])
+        threshold = float(options["threshold"]) if "threshold" in options else self.threshold
+        least = dict(zip(classes, np.broadcast_to(threshold, len(classes)).tolist(), strict=True))
         names, files = zip(*request.files(), strict=True)
         results = []
-        for name, found in zip(names, await self.batcher.name([*files], top_k), strict=True):
-            if isinstance(found, Refusal):
-                raise Refusal(found.status, f"{name}: {found}" if name else str(found))
+        for name, answer in zip(names, await self.batcher.name([*files], top_k, heat_map), strict=True):
+            if isinstance(answer, Refusal):
+                raise Refusal(answer.status, f"{name}: {answer}" if name else str(answer))
+            found, overlay = answer
             pairs = list(zip(found.labels, found.probabilities, strict=True))
             said = [pair for pair in pairs if pair[1] >= least[pair[0]]]
-            result: dict[str, Any] = {"file": name}
+            result: dict[str, Any] = {"file": name, "unlike": round(found.unlike, 4)}
             result |= {"labels": [label for label, _ in said]} if several else {"sure": pairs[0] in said}
             shown = said if several else pairs[:top_k]
-            predictions = [{"label": label, "probability": round(share, 6)} for label, share in shown]
-            results.append({**result, "predictions": predictions})
+            result["predictions"] = [{"label": label, "probability": round(share, 6)} for label, share in shown]
+            results.append(result | ({"heat_map": overlay} if heat_map else {}))
         return JSON, json.dumps({"model": self.name, "version": self.version, "results": results}, ensure_ascii=False)
 
     def ready(self) -> str:
         """The answer of /ready, refused if images should be sent elsewhere now."""
         if self.stopping or len(self.batcher.waiting) >= self.limits.max_queue:
             raise Refusal(503, "The server is ending." if self.stopping else "The queue is full.")
-        return json.dumps({"status": "ready", "model": self.name, "version": self.version})
+        said = {"status": "ready", "model": self.name, "version": self.version, "heat_maps": not self.no_heat_map}
+        return json.dumps(said)
 
     def metrics(self) -> str:
         """The answer of /metrics, in the text format of Prometheus."""

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from conftest import ROOT
+import pytest
+from conftest import ROOT, Patch
 from snippets import run_snippets
 
 
-def test_tour_prints_what_it_shows(tmp_path: Path) -> None:
-    run_snippets(ROOT / "docs" / "tour.md", tmp_path)
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_tour_prints_what_it_shows(slow: bool, tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+    run_snippets(ROOT / "docs" / "tour.md", tmp_path, slow)
