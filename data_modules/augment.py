@@ -232,14 +232,14 @@ class Augment:
 
         Args:
             images: uint8 (B, C, H, W).
-            labels: int64 (B,).
+            labels: int64 (B,), or 0 or 1, float32 (B, K).
             num_classes: K.
             draws: Where random numbers come from.
             epoch: Which one it is, for ``flip_alternating``.
             size: Height and width that ``crop`` gives the images; None for those they have.
 
         Returns:
-            uint8 images (B, C, H, W), and the labels, int64 (B,), or after mixup or cutmix the probabilities of the
+            uint8 images (B, C, H, W), and the labels as they were, or after mixup or cutmix the probabilities of the
             classes, float32 (B, K).
         """
         if "flip_alternating" in self.names:
@@ -256,7 +256,7 @@ class Augment:
             if name in self.names:
                 images = one_image(images, draws)
         mixing = [mix for name, mix in _MIXING.items() if name in self.names]
-        targets = F.one_hot(labels, num_classes).float() if mixing else labels  # (B, K) or (B,)
+        targets = F.one_hot(labels, num_classes).float() if mixing and labels.ndim == 1 else labels  # (B, K) or (B,)
         for mix in mixing:
             images, targets = mix(images, targets, draws)
         return images, targets

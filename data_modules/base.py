@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.augment import Augment, Draws
-from data_modules.batches import Batch, BatchLoader, seeded_generator
+from data_modules.batches import Batch, BatchLoader, images_per_class, seeded_generator
 from data_modules.errors import DataError as DataError
 from data_modules.errors import DataNote, require
 from data_modules.images.decode import digest
@@ -64,6 +64,7 @@ class ImageDataModule(L.LightningDataModule):
     default_augment: ClassVar[str] = "none"  # what augment="default" means for this data set
     samplings: ClassVar[tuple[str, ...]] = ("shuffled", "balanced")  # values of ``sampling`` that it can have
     reads_data_dir: ClassVar[bool] = True  # whether it looks into data_dir at all
+    multi_label: bool = False  # whether an image may have several labels, or none
     weights: Tensor | None = None  # how often each image of the training arrays is drawn when weighted, float64 (N,)
     files: Sequence[str] = ()  # names of the images' files, in the order of the arrays, if they have any
     levels: int = 65535  # which level is white in gray files of more than 8 bits, see images.decode.prepare_file
@@ -109,7 +110,8 @@ class ImageDataModule(L.LightningDataModule):
         """Read one part of the data set; called on every process, after `prepare_data` ran on one of them.
 
         Returns:
-            uint8 images (N, C, H, W) and int64 labels (N,); None for "val" if it is to be cut from "train".
+            uint8 images (N, C, H, W) and int64 labels (N,), or if `multi_label` 0 or 1 for each class, float32 (N, K);
+            None for "val" if it is to be cut from "train".
         """
         raise NotImplementedError
 
@@ -126,7 +128,7 @@ class ImageDataModule(L.LightningDataModule):
     def class_counts(self) -> Tensor:
         """How many training images each class has, int64 (num_classes,)."""
         _, labels, indices = self.split("train")
-        return labels.cpu()[indices].bincount(minlength=len(self.class_names))
+        return images_per_class(labels.cpu()[indices], len(self.class_names))
 
     def parts(self) -> dict[str, Tensor]:
         """What a run must remember, int64 tensors: here the seed and the share by which validation was cut."""
@@ -192,8 +194,10 @@ class ImageDataModule(L.LightningDataModule):
             if images.dtype != torch.uint8 or images.shape != (len(labels), *shape):
                 given = f"{images.dtype} {tuple(images.shape)}"
                 raise DataError(f"{name}: images are {given}, not uint8 {(len(labels), *shape)}")
-            if len(labels) == 0 or not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
-                raise DataError(f"{name}: labels do not lie in 0..{len(self.class_names) - 1}")
+            classes = len(self.class_names)
+            wanted, most = ((len(labels), classes), 1) if self.multi_label else ((len(labels),), classes - 1)
+            if len(labels) == 0 or labels.shape != wanted or not 0 <= labels.min() <= labels.max() <= most:
+                raise DataError(f"{name}: labels do not lie in 0..{most}, in the shape {wanted}")
         return arrays
 
     def setup(self, stage: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_modules.errors import OptionError
 
-Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and int64 labels (B,)
+Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels, int64 (B,), or 0 or 1, float32 (B, K)
 
 
 def seeded_generator(*key: int) -> torch.Generator:
@@ -23,6 +23,11 @@ def seeded_generator(*key: int) -> torch.Generator:
     # numpy fills short keys up with zeros, so the length comes first.
     seed = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed) >> 1)  # manual_seed takes 63 bits
+
+
+def images_per_class(labels: Tensor, num_classes: int) -> Tensor:
+    """How many images each class has, int64 (K,), by labels int64 (N,), or 0 or 1 (N, K)."""
+    return labels.sum(0).long() if labels.ndim == 2 else labels.bincount(minlength=num_classes)
 
 
 @dataclass(eq=False)
@@ -37,7 +42,7 @@ class BatchLoader:
     """
 
     images: Tensor  # all images, uint8 (N, C, H, W); may be memory-mapped or on an accelerator
-    labels: Tensor  # all labels, int64 (N,)
+    labels: Tensor  # all labels, int64 (N,) or float32 (N, K)
     indices: Tensor  # which of them belong to this part of the data set, int64 (M,)
     batch_size: int  # images per batch and process
     _: KW_ONLY

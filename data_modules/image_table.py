@@ -2,6 +2,7 @@
 # ruff: noqa: PTH111, PTH113, PTH118 (strings, because Path objects take longer; Path.expanduser raises without a home)
 
 import csv
+import fnmatch
 import io
 import math
 import os
@@ -16,6 +17,7 @@ from data_modules.images.dataset import ImageFiles, Listing
 
 COLUMNS = ("file", "label", "split", "group", "weight")  # the first two are needed
 Rows = list[tuple[int, list[str]]]  # number of each row, and its cells
+YES_NO = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
 class ImageTable(ImageFiles):
@@ -26,9 +28,15 @@ class ImageTable(ImageFiles):
     with ``sampling="weighted"``; no other number depends on it). What is wrong in a row is said with its number, as a
     spreadsheet counts.
 
+    An image may have several labels, or none: with a delimiter, or with a column of 0 and 1 for each class. Then the
+    names of the classes are `class_names` in the same order, and the labels 0 or 1 for each, float32 (N, K).
+
     Args:
         table: The file, looked for in ``data_dir`` too.
-        columns: What its columns are called, if otherwise: ``{"file": "path", "label": "kind"}``.
+        columns: What its columns are called, if otherwise: ``{"file": "path", "label": "kind"}``. As ``label`` the
+            columns of 0 and 1, which are called as their classes: names joined by commas, or a pattern such as "is_*";
+            "*" is all columns that are nothing else.
+        delimiter: What parts several labels in the column ``label``, such as "|"; an empty cell is then no label.
         data_dir: The folder that the files' paths start from; "data" (nobody has chosen one) for that of the table.
         options: Those of `ImageFiles`.
     """
@@ -36,7 +44,12 @@ class ImageTable(ImageFiles):
     samplings: ClassVar = ("shuffled", "balanced", "weighted")
 
     def __init__(
-        self, table: str = "", columns: dict[str, str] | None = None, data_dir: str = "data", **options: Any
+        self,
+        table: str = "",
+        columns: dict[str, str] | None = None,
+        delimiter: str = "",
+        data_dir: str = "data",
+        **options: Any,
     ) -> None:
         if not table:
             raise OptionError("image_table needs a table with the columns file and label: --data.table labels.csv")
@@ -48,6 +61,14 @@ class ImageTable(ImageFiles):
         self.columns = dict(columns or {})
         for name in self.columns:
             require("columns", self.columns, name in COLUMNS, f"names for some of {', '.join(COLUMNS)}")
+        label = self.columns.get("label", "label")
+        by_column, self.delimiter = not {",", "*"}.isdisjoint(label), delimiter
+        # Of the columns of 0 and 1: patterns of their names, and the place of each.
+        self._patterns, self._classes = label.split(",") if by_column else [], dict[str, int]()
+        self.multi_label = by_column or delimiter != ""
+        require("delimiter", delimiter, not (by_column and delimiter), "left out: each class has a column")
+        several = "shuffled or weighted where images have several labels; in the loss: --class_weights balanced"
+        require("sampling", self.sampling, not (self.multi_label and self.sampling == "balanced"), several)
 
     def list_images(self) -> Listing:
         """Names of the classes, and all images in the order of the table."""
@@ -57,6 +78,7 @@ class ImageTable(ImageFiles):
         columns = self._find_columns(rows[0][1])
         values: dict[str, list[str]] = {column: [] for column in columns}
         wrong, width, paths, spelled = [], len(rows[0][1]), dict[str, int](), dict[float, tuple[str, int]]()
+        labels = list[list[str]]()  # of each image
         for number, cells in rows[1:]:
             if len(cells) != width:
                 wrong.append(f"row {number} has {len(cells)} cells, the header {width} (quote a cell with a delimiter)")
@@ -72,34 +94,62 @@ class ImageTable(ImageFiles):
                 wrong.append(f"row {number} names the file of row {first} again: {row['file']}")
             elif self.on_error == "stop" and not os.path.isfile(path):
                 wrong.append(f"row {number}: no such file: {path}")
-            if not row["label"]:
-                wrong.append(f"row {number} has no label")
-            elif re.fullmatch(r"[+-]?\d+(\.\d*)?", row["label"]):  # 1, 1.0 and 01 are one class, or a mistake
-                text, earlier = spelled.setdefault(float(row["label"]), (row["label"], number))
-                if text != row["label"]:
-                    wrong.append(f"row {number}: label {row['label']} is {text} in row {earlier}; write it in one way")
+            found, reasons = self._labels_in(row.get("label", ""), cells)
+            labels.append(found)
+            wrong += [f"row {number}{reason}" for reason in reasons]
+            for label in found:
+                if re.fullmatch(r"[+-]?\d+(\.\d*)?", label):  # 1, 1.0 and 01 are one class, or a mistake
+                    text, earlier = spelled.setdefault(float(label), (label, number))
+                    if text != label:
+                        wrong.append(f"row {number}: label {label} is {text} in row {earlier}; write it in one way")
             if row.get("split", "train") not in SPLITS:
                 wrong.append(f"row {number}: split '{row['split']}'; allowed: {', '.join(SPLITS)}")
             if not _is_weight(row.get("weight", "1")):
                 wrong.append(f"row {number}: weight '{row['weight']}'; it must be a number from 0 on")
+        given = {label for found in labels for label in found}
+        if absent := [name for name in self._classes if name not in given]:
+            wrong.append(f"row 1: no image is of the class {some(absent)}; leave out the column")
+        if self.delimiter and all(len(found) < 2 for found in labels) and not wrong:
+            wrong.append(f"no label has a '{self.delimiter}', row {rows[1][0]} for instance is '{values['label'][0]}'")
         if wrong:
             raise DataError(" ".join(f"{self.table}: {some(wrong)}".split()))  # a cell may have several lines
-        if len(names := sorted(set(values["label"]))) < 2:
+        if len(names := sorted(given)) < 2:
             raise DataError(f"{self.table} has only one label, {names[0]}; a classifier needs two or more")
         label_of = {name: label for label, name in enumerate(names)}
-        labels, weights = [label_of[name] for name in values["label"]], [*map(float, values.get("weight", []))]
+        numbers: Any = [[int(name in found) for name in names] for found in labels] if self.multi_label else []
         splits: Any = values.get("split", ["train"] * len(labels))
-        return Listing(names, values["file"], labels, splits, values.get("group", []), weights)
+        weights = [*map(float, values.get("weight", []))]
+        numbers = numbers or [label_of[name] for (name,) in labels]
+        return Listing(names, values["file"], numbers, splits, values.get("group", []), weights)
+
+    def _labels_in(self, label: str, cells: list[str]) -> tuple[list[str], list[str]]:
+        """The labels of a row, and what is wrong with them."""
+        if self._classes:
+            said = {name: YES_NO.get(cells[place].lower()) for name, place in self._classes.items()}
+            bad = [name for name, yes in said.items() if yes is None]
+            wrong = [f": {name} is '{cells[self._classes[name]]}'; allowed: 0, 1" for name in bad]
+            return [name for name, yes in said.items() if yes], wrong
+        if self.delimiter and not label:
+            return [], []
+        labels = [*map(str.strip, label.split(self.delimiter))] if self.delimiter else [label]
+        wrong = [f" has no label{f' beside a {self.delimiter}' if self.delimiter else ''}"] if "" in labels else []
+        twice = sorted({name for name in labels if name and labels.count(name) > 1})
+        return labels, wrong + [f" has the label {name} twice" for name in twice]
 
     def _find_columns(self, header: list[str]) -> dict[str, int]:
         """Place of each column that the table has."""
         names = {column: self.columns.get(column, column) for column in COLUMNS}
-        for column, name in names.items():
+        if self._patterns:
+            del names["label"]
+        others = [name for name in header if name not in names.values()]
+        classes = [name for pattern in self._patterns for name in fnmatch.filter(others, pattern) or [pattern]]
+        for column, name in [*names.items(), *(("label", name) for name in classes)]:
             needed = column in ("file", "label") or column in self.columns
             if header.count(name) > 1 or (needed and name not in header):
                 found = f"{header.count(name) or 'no'} columns '{name}' in row 1: {some(header)}"
                 raise DataError(f"{self.table} has {found}; say which is the {column}: --data.columns.{column} NAME")
-        if unused := [name for name in header if name not in names.values()]:
+        self._classes = {_plain(name): header.index(name) for name in classes}
+        if unused := [name for name in others if name not in classes]:
             say(f"{self.table}: columns that are not used: {some(unused)}")
         has_weights, weighted = names["weight"] in header, self.sampling == "weighted"
         require("sampling", self.sampling, has_weights or not weighted, "another one: the table has no column weight")

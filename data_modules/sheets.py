@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from data_modules.base import SPLITS, ImageDataModule, Split
+from data_modules.batches import images_per_class
 from data_modules.images.decode import digest
 
 CHUNK = 4096  # images measured at a time
@@ -31,11 +32,11 @@ def print_report(data: ImageDataModule) -> None:
     parts = {split: data.split(split) for split in SPLITS}
     table = Table(Column("class", "all"), title=type(data).__name__, show_footer=True)
     counts = list[list[int]]()
-    same: dict[int, list[tuple[Split, int]]] = {}  # part and label of all images with the same pixels
+    same: dict[int, list[tuple[Split, str]]] = {}  # part and labels of all images with the same pixels
     for split, (images, labels, indices) in parts.items():
-        counts.append(labels[indices].bincount(minlength=len(data.class_names)).tolist())
+        counts.append(images_per_class(labels[indices], len(data.class_names)).tolist())
         for row in indices.tolist():
-            same.setdefault(digest(images[row].numpy().tobytes()), []).append((split, int(labels[row])))
+            same.setdefault(digest(images[row].numpy().tobytes()), []).append((split, str(labels[row].tolist())))
         table.add_column(split, f"{len(indices):,}", justify="right")
     for name, *row in zip(data.class_names, *counts, strict=True):
         table.add_row(escape(name), *(f"{count:,}" for count in row))
@@ -50,7 +51,12 @@ def print_report(data: ImageDataModule) -> None:
     print(f"in two parts:     {between or 'no image'}")
     print(f"duplicates:       {sum(map(len, same.values())) - len(same) or 'no'} images are copies of another")
     contradictions = sum(len({label for _, label in places}) > 1 for places in same.values())
-    print(f"contradictions:   {contradictions or 'no'} images lie in two classes")
+    where = "have other labels in another place" if data.multi_label else "lie in two classes"
+    print(f"contradictions:   {contradictions or 'no'} images {where}")
+    if data.multi_label:
+        per_image = torch.cat([labels[indices] for _, labels, indices in parts.values()]).sum(1).long().bincount()
+        numbers = ", ".join(f"{count:,} with {number}" for number, count in enumerate(per_image.tolist()) if count)
+        print(f"labels per image: {numbers}")
     for name, text in data.facts().items():
         print(f"{name + ':':17} {text}")
 
@@ -104,24 +110,28 @@ def captioned(images: Sequence[NDArray[np.uint8]], texts: Sequence[str], title: 
     return figure
 
 
+def _rows_of(labels: Tensor, label: int) -> Tensor:
+    """Places of the first ten images of a class."""
+    return (labels == label if labels.ndim == 1 else labels[:, label] > 0).nonzero().squeeze(1)[:COLUMNS]
+
+
 def sample_rows(labels: Tensor) -> Tensor:
-    """Places of the first ten images of each of the first 50 classes, by class; int64 (M,). Labels are int64 (N,)."""
-    return torch.cat([(labels == label).nonzero().squeeze(1)[:COLUMNS] for label in labels.unique()[:MOST_CLASSES]])
+    """Places of the first ten images of each of the first 50 classes, int64 (M,), by labels int64 (N,) or (N, K)."""
+    classes = labels.unique().tolist() if labels.ndim == 1 else range(labels.shape[1])
+    return torch.cat([_rows_of(labels, label) for label in classes[:MOST_CLASSES]]).unique()
 
 
 def sample_sheet(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> Figure:
     """Draw the name and the first ten images of each class, of many classes the first 50, one class in a row.
 
-    Images are uint8 (N, C, H, W), gray or colour, on any device; labels int64 (N,).
+    Images are uint8 (N, C, H, W), gray or colour, on any device; labels int64 (N,), or 0 or 1 (N, K).
     """
-    names = drawable(class_names[:MOST_CLASSES])
-    chosen = sample_rows(labels)
-    images, labels = images[chosen].cpu(), labels[chosen].cpu()
+    names, images, labels = drawable(class_names[:MOST_CLASSES]), images.cpu(), labels.cpu()
     _, _, height, width = images.shape
     gap = max(2, width // 16)
     sheet = np.full((len(names) * (height + gap) - gap, COLUMNS * (width + gap) - gap, 3), 255, np.uint8)
     for row in range(len(names)):
-        for column, image in enumerate(images[labels == row]):  # (C, H, W)
+        for column, image in enumerate(images[_rows_of(labels, row)]):  # (C, H, W)
             top, left = row * (height + gap), column * (width + gap)
             sheet[top : top + height, left : left + width] = image.permute(1, 2, 0)  # gray spreads to three channels
 

@@ -19,6 +19,7 @@ from lit_nn.initialise import init_weights
 from lit_nn.losses import LOSSES, balanced_weights
 from lit_nn.metrics import StageMetrics
 from lit_nn.model import ImageClassifier
+from lit_nn.multi_label import MultiLabelMetrics, binary_cross_entropy, positive_weights
 from lit_nn.nets import LIBRARIES
 from lit_nn.nets.pretrained import WEIGHT_FILES
 from lit_nn.optim import build_optimizer, build_schedule
@@ -40,15 +41,16 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         loss: Which loss, one of `lit_nn.losses.LOSSES`.
         label_smoothing: Share of the training target that is spread evenly over all classes.
         class_weights: Weight of each class in the training loss: "none", "balanced" (rare classes weigh more, so that
-            every class has the same total), or one number for each class.
+            every class has the same total), or one number for each class. With several labels, the weights of yes.
         optimizer: Which optimizer, one of `lit_nn.optim.OPTIMIZERS`.
         optimizer_args: Further arguments of the optimizer.
         lr: Learning rate; the highest one where the schedule changes it.
         weight_decay: Decay of weight matrices and kernels; biases and normalisation layers are not decayed.
         schedule: How the learning rate changes during the training, one of `lit_nn.optim.SCHEDULES`.
         schedule_args: Further arguments of the schedule.
-        monitor: Which result of the validation is to be good: val_acc, val_loss, val_balanced_acc, val_f1. best.ckpt,
-            early stopping and the schedule "plateau" go by it.
+        monitor: Which result of the validation is to be good: val_acc, val_loss, val_balanced_acc, val_f1; with several
+            labels val_map, val_micro_f1 too, but no val_balanced_acc. best.ckpt, early stopping and the schedule
+            "plateau" go by it. "default" is val_acc, with several labels val_map.
 
     Raises:
         UsageError: If a name is unknown or an argument does not fit; the message names what is allowed.
@@ -79,7 +81,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         weight_decay: float = 0.01,
         schedule: str = "one_cycle",
         schedule_args: dict[str, Any] | None = None,
-        monitor: str = "val_acc",
+        monitor: str = "default",
         **kwargs: Any,
     ) -> None:
         given = weights != "none"
@@ -93,7 +95,9 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             raise UsageError(f"init {init} would overwrite the pretrained weights; leave out one of the two")
         init_weights(self.net, init)
         self.account = load_weights(self.net, weights) if weights.endswith(WEIGHT_FILES) else ""  # of what was taken
-        self.loss = look_up(LOSSES, loss, "loss")
+        losses = {"cross_entropy": binary_cross_entropy} if self.multi_label else LOSSES
+        self.loss = look_up(losses, loss, "loss of several labels" if self.multi_label else "loss")
+        monitor = {"default": "val_map" if self.multi_label else "val_acc"}.get(monitor, monitor)
         if not 0 <= label_smoothing <= 1:
             raise UsageError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
         if not isinstance(class_weights, str):
@@ -105,11 +109,11 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             raise UsageError("schedule plateau would keep a learning rate of 0; choose another one with freeze_epochs")
         self.save_hyperparameters(ignore=["net", "weights"])
         # From which the same model is built again.
-        self.save_hyperparameters({**self.arguments, "class_weights": class_weights, "backbone_lr": backbone_lr})
+        found = {"class_weights": class_weights, "backbone_lr": backbone_lr, "monitor": monitor}
+        self.save_hyperparameters({**self.arguments, **found})
         self.register_buffer("class_weights", self._weights(class_weights), persistent=False)
-        self.train_metrics = StageMetrics(len(class_names))
-        self.val_metrics = StageMetrics(len(class_names))
-        self.test_metrics = StageMetrics(len(class_names))
+        metrics = MultiLabelMetrics if self.multi_label else StageMetrics
+        self.train_metrics, self.val_metrics, self.test_metrics = (metrics(len(class_names)) for _ in range(3))
         look_up({f"val_{name}": metric for name, metric in self.val_metrics.by_name.items()}, monitor, "monitor")
         self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
         self.timer: Timer | None = None  # where time alone ends the training
@@ -194,7 +198,9 @@ class LitClassifier(ImageClassifier, L.LightningModule):
                 raise UsageError(
                     "class_weights balanced needs an ImageDataModule; with a loader of your own give a list"
                 )
-            self.class_weights = balanced_weights(self.data.class_counts).to(self.device)
+            counts, images = self.data.class_counts, len(self.data.split("train")[2])
+            weights = positive_weights(counts, images) if self.multi_label else balanced_weights(counts)
+            self.class_weights = weights.to(self.device)
         trainer = self.trainer
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
         if endless and self.hparams["schedule"] not in ("constant", "plateau"):

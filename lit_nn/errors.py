@@ -42,8 +42,10 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     raise UsageError(f"unknown {what} '{name}'.{did_you_mean(name, table)} Allowed: {', '.join(table) or 'none'}")
 
 
-def other_classes(known: Iterable[str], found: Iterable[str]) -> str:
-    """In which classes a data set differs from those that a model knows, for a message; "" if in none."""
+def other_classes(known: Iterable[str], found: Iterable[str], same_kind: bool = True) -> str:
+    """In which classes, or kind of labels, a data set differs from those that a model knows; "" if in none."""
+    if not same_kind:
+        return "one label for each image where the model has several, or the other way round"
     known, found = list(known), list(found)
     if known == found:
         return ""

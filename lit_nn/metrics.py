@@ -94,7 +94,7 @@ class StageMetrics(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.loss = MeanLoss()
-        self.acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.acc: Metric = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.balanced_acc = ClassScore(num_classes, balanced_accuracy)
         self.f1 = ClassScore(num_classes, macro_f1)
         self._recent: list[tuple[Tensor, Tensor, Tensor]] = []  # loss (), logits (B, K), labels (B,)
@@ -103,6 +103,11 @@ class StageMetrics(nn.Module):
     def by_name(self) -> dict[str, Metric]:
         """All metrics."""
         return {name: metric for name, metric in self.named_children() if isinstance(metric, Metric)}
+
+    @property
+    def scores(self) -> list[Metric]:
+        """All but the loss."""
+        return [metric for metric in self.by_name.values() if metric is not self.loss]
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: mean loss (), logits (B, num_classes), classes int64 (B,) or float (B, num_classes)."""
@@ -120,27 +125,33 @@ class StageMetrics(nn.Module):
         if not finite.all():
             first = int((~finite).nonzero()[0])
             raise LossError(f"The loss is {losses[first]:.3g}, for {len(losses) - first} batches now")
-        sizes = torch.tensor([len(batch) for batch in all_labels], device=losses.device)
-        logits, labels = torch.cat(all_logits), _as_classes(torch.cat(all_labels))  # (N, num_classes), (N,)
+        self.loss.update(losses, torch.tensor([len(batch) for batch in all_labels], device=losses.device))
+        self.count(torch.cat(all_logits), torch.cat(all_labels))
+        self._recent.clear()
+
+    def count(self, logits: Tensor, labels: Tensor) -> None:
+        """Give logits (N, K) and labels of images to all metrics but the loss."""
+        labels = _as_classes(labels)  # (N,)
         answers = logits.argmax(1)  # (N,), once: of many classes it takes longer than all the rest
         per_class = (labels[answers == labels], answers, labels)
         counts = torch.stack([classes.bincount(minlength=logits.shape[1]) for classes in per_class])  # (3, K)
-        for metric in self.by_name.values():
-            if isinstance(metric, MeanLoss):
-                metric.update(losses, sizes)
-            elif isinstance(metric, ClassScore):
+        for metric in self.scores:
+            if isinstance(metric, ClassScore):
                 metric.update(counts)
             else:
                 metric.update(answers if metric is self.acc else logits, labels)
-        self._recent.clear()
+
+    def right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Which answers are right, bool (N,)."""
+        return logits.argmax(1) == _as_classes(labels)
 
     def recent(self) -> dict[str, float]:
         """Mean loss and accuracy over the latest batches of this process, for the progress bar; {} if none."""
         if not self._recent:
             return {}
         losses, logits, labels = zip(*self._recent, strict=True)
-        right = torch.cat(logits).argmax(1) == _as_classes(torch.cat(labels))  # (N,)
-        return {"loss": torch.stack(losses).mean().item(), "acc": right.float().mean().item()}
+        right = self.right(torch.cat(logits), torch.cat(labels)).float().mean()
+        return {"loss": torch.stack(losses).mean().item(), "acc": right.item()}
 
 
 def _as_classes(labels: Tensor) -> Tensor:

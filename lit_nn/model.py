@@ -34,7 +34,9 @@ class ImageClassifier(nn.Module):
             exported does it too.
         temperature: What logits are divided by to become probabilities that mean what they say; found on the validation
             images after a training.
-        threshold: Probability below which an answer counts as not sure.
+        threshold: Probability below which an answer counts as not sure; with several labels one for each class, from
+            which on it is said, by default 0.5.
+        multi_label: Whether an image may have several labels, or none: then each class has a probability of its own.
 
     Attributes:
         arguments: The arguments above, from which the same model is built again.
@@ -60,7 +62,8 @@ class ImageClassifier(nn.Module):
         channels_last: bool = False,
         flip_in_eval: bool | str = False,
         temperature: float = 1.0,
-        threshold: float = 0.0,
+        threshold: float | list[float] = 0.0,
+        multi_label: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -70,9 +73,13 @@ class ImageClassifier(nn.Module):
             raise UsageError(f"net is {net!r}; give the name of a network, or a module of your own: net=MyNet()")
         look_up(dict.fromkeys(FITS), fit, "fit")
         look_up({"false": False, "true": True, "both": None}, str(flip_in_eval).lower(), "flip_in_eval")
-        if not (0 < temperature < math.inf and 0 <= threshold <= 1):
+        if multi_label and not isinstance(threshold, list):
+            threshold = [threshold or 0.5] * len(class_names)
+        limits = threshold if isinstance(threshold, list) else [threshold]
+        fits = len(limits) == (len(class_names) if multi_label else 1)
+        if not (fits and 0 < temperature < math.inf and all(0 <= limit <= 1 for limit in limits)):
             raise UsageError(f"temperature is {temperature}, threshold {threshold}; above 0, and 0 to 1 are allowed")
-        self.temperature, self.threshold = temperature, threshold
+        self.temperature, self.threshold, self.multi_label = temperature, threshold, multi_label
         if isinstance(net, nn.Module):
             self.net, self.net_name = net, type(net).__qualname__
         else:
@@ -81,7 +88,8 @@ class ImageClassifier(nn.Module):
         net_args = getattr(self.net, "rebuild_args", net_args)
         mean, std = (getattr(self.net, name, None) or own for name, own in (("mean", mean), ("std", std)))
         known = {"class_names": self.class_names, "mean": list(mean), "std": list(std), "net_args": net_args}
-        self.arguments: dict[str, Any] = {**arguments, **known, "image_shape": self.image_shape, "net": self.net_name}
+        known |= {"image_shape": self.image_shape, "net": self.net_name, "threshold": threshold}
+        self.arguments: dict[str, Any] = {**arguments, **known}
         self.channels_last, self.fit = channels_last, fit
         # Dimensions along which an image is mirrored, of each view outside of training.
         self.views: list[list[int]] = [[], [3], [2], [2, 3]][: 4 if flip_in_eval == "both" else 1 + bool(flip_in_eval)]
@@ -117,7 +125,8 @@ class ImageClassifier(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities of the classes from logits, (B, num_classes) each."""
-        return (logits / self.temperature).softmax(1)
+        logits = logits / self.temperature
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
 
     def normalised(self, images: Tensor) -> Tensor:
         """What the network is given for images: of its size, normalised, float (B, C, H, W)."""

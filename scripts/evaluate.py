@@ -16,11 +16,12 @@ def main(words: list[str]) -> None:
     parser.add_argument("--data", metavar="NAME", help="data set with the same classes [the one it was trained on]")
     parser.add_argument("--data_dir", metavar="DIR", help="folder of the data set [the one it was trained on]")
     parser.add_argument("--unlike", metavar="DIR", help="folder of images of other things: are they told apart?")
+    parser.add_argument("--table", metavar="FILE", help="for image_table: another table of the same kind")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the report [MODEL-report]")
     options = parser.parse_args(words)
     quieten()
     model = open_model(options.model)
-    data = data_of(model, options.data, options.data_dir)
+    data = data_of(model, options.data, options.data_dir, options.table)
     data.prepare_data()
     title = f"{options.model.name} on the test images of {type(data).__name__}"
     folder = options.output or options.model.with_name(f"{options.model.name}-report")

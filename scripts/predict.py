@@ -19,7 +19,7 @@ from data_modules.files import atomic_path, write_csv
 from data_modules.images.decode import SUFFIXES, image_paths, printable
 from lit_nn.engine.console import CommandParser, command
 from lit_nn.errors import UsageError
-from lit_nn.trained.predict import MODEL_HELP, open_model, predict_files
+from lit_nn.trained.predict import MODEL_HELP, Prediction, open_model, predict_files
 
 
 @command
@@ -39,6 +39,8 @@ def main(words: list[str]) -> None:
         raise UsageError(f"--csv {options.csv}: it must be a file in a folder that is there")
     warnings.filterwarnings("ignore", module="PIL")  # what matters about a file comes as an error
     model, files = open_model(options.model), [file for word in options.paths for file in find_images(word)]
+    if model.multi_label and options.top_k > 1:
+        raise UsageError("--top_k is for one label per image; this model names all that reach their thresholds")
     top_k, label_width = min(options.top_k, len(model.class_names)), max(map(len, model.class_names))
     width, rows = min(max(len(path) for path, _ in files), 80), list[dict[str, Any]]()
     quick = len(files) < 200 or (sys.stdout.isatty() and not options.csv)  # or the lines show how far it is
@@ -56,11 +58,12 @@ def main(words: list[str]) -> None:
                 overlay.resize(size, Image.Resampling.NEAREST).save(path)
         error = item if isinstance(item, str) else ""
         found = [{"label": label, "probability": round(share, 6)} for label, share in zip(labels, shares, strict=True)]
-        said = {"error": error} if error else {"sure": sure, "unlike": round(unlike, 4), "predictions": found}
-        rows.append({"path": name, **said})
+        said = {"labels": labels} if model.multi_label else {"sure": sure}
+        answer = {**said, "unlike": round(unlike, 4), "predictions": found}
+        rows.append({"path": name, **({"error": error} if error else answer)})
         cells = [f"{label:{label_width}} {share:6.1%}" for label, share in zip(labels, shares, strict=True)]
         cells += [] if sure else ["(not sure)"]
-        line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *cells])
+        line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *(cells or ["none"])])
         if error or not (options.json or options.csv):  # a name may hold a line break, or what a terminal obeys
             line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
             print(line, file=sys.stderr if error else sys.stdout)
@@ -68,10 +71,14 @@ def main(words: list[str]) -> None:
         print("[", ",\n".join(map(json.dumps, rows)), "]", sep="\n")
     if options.csv:
         keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
-        table: list[list[Any]] = [["path", *keys, "sure", "unlike", "error"]]
+        keys, ends = (["labels", "probabilities"], []) if model.multi_label else (keys, ["sure"])
+        ends += ["unlike", "error"]
+        table: list[list[Any]] = [["path", *keys, *ends]]
         for row in rows:
             values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
-            table.append([row["path"], *values, *map(row.get, ("sure", "unlike", "error"))])
+            if "labels" in row:
+                values = Prediction(row["labels"], [one["probability"] for one in row["predictions"]]).cells
+            table.append([row["path"], *values, *map(row.get, ends)])
         write_csv(options.csv, table)
         print(f"{len(rows):,} rows: {options.csv}")
     if failed := sum("error" in row for row in rows):

@@ -146,6 +146,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = sorted((folder / "my_pictures").rglob("*.jpg"))
     rows = [f"{path.parent.name}/{path.name},{path.parent.name},{path.name[:2]}\n" for path in pictures]
     (folder / "labels.csv").write_text("file,label,patient\n" + "".join(rows), encoding="utf-8")
+    several = [row.replace(",dog", ",dog|big").replace(",p0", ",") for row in rows]  # and a column that is not used
+    (folder / "several.csv").write_text("file,label,patient\n" + "".join(several), encoding="utf-8")
     shutil.copytree(ROOT / "configs", folder / "configs")
     shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

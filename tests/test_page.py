@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -48,6 +49,18 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
         pytest.skip("Chromium is not installed: apt-get install chromium")
     with chromium(tmp_path_factory.mktemp("chromium")) as found:
         yield found
+
+
+@contextmanager
+def files_served(folder: Path) -> Iterator[str]:
+    """The address of a server of files."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    handler.func.log_message = lambda *_: None  # type: ignore[attr-defined]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
 
 
 def titles(tab: Tab, count: int) -> list[str]:
@@ -106,18 +119,11 @@ def test_the_page_without_a_server_gives_the_labels_of_predict(tab: Tab, run: Pa
     assert script("export")([*words, "--onnxruntime_web", str(RUNTIME)]) == 0
     paths = write_clothes(tmp_path)
     expected = predict(open_model(tmp_path / "web" / "model.onnx"), paths, 5)
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
-    handler.func.log_message = lambda *_: None  # type: ignore[attr-defined]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        tab.open(f"http://127.0.0.1:{server.server_port}/")
+    with files_served(tmp_path / "web") as url:
+        tab.open(url)
         tab.drop(*paths)
         assert titles(tab, 20) == [prediction.label for prediction in expected]
         check_rows(tab, expected, 1)
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_the_page_says_why(tab: Tab, run: Path) -> None:

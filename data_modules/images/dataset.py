@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_modules.base import SPLITS, ImageDataModule, Parts, Split, say
+from data_modules.batches import images_per_class
 from data_modules.errors import DataError, OptionError, require, some
 from data_modules.files import atomic_path
 from data_modules.images.cache import SAMPLED, ImageCache, Settings, cache_folder, cached_images
@@ -30,7 +31,7 @@ class Listing(NamedTuple):
 
     class_names: list[str]
     files: list[str]  # paths, relative to the folder of the data set
-    labels: list[int]
+    labels: list[int] | list[list[int]]  # class of each image; or for each class 0 or 1, if it may have several
     splits: list[Split]  # where the user put each image; the parts that have none are cut from "train"
     groups: list[str] = []  # name of each image's group, "" if it has none; empty without groups
     weights: list[float] = []  # how often each image is drawn with ``sampling="weighted"``; empty without weights
@@ -152,6 +153,11 @@ class ImageFiles(ImageDataModule):
             say(f"{self.data_dir}: group_by finds no group in {which}; each is on its own")
         return listing._replace(groups=names)
 
+    @cached_property
+    def _labels(self) -> Any:
+        """Class of each image, int64 (N,); or of which classes it is, 0 or 1, float32 (N, K)."""
+        return np.array(self._listing.labels, np.float32 if self.multi_label else np.int64)
+
     @property
     def weights(self) -> Tensor | None:  # type: ignore[override]
         """How often each image is to be drawn, float64 (N,); None if nobody has said it."""
@@ -247,17 +253,18 @@ class ImageFiles(ImageDataModule):
 
     @cached_property
     def _marks(self) -> Numbers:
-        """Fingerprints of each image's file and pixels, decoded as when the run began, its label, its group: (N, 4)."""
+        """Fingerprints of each image's file and pixels, decoded as when the run began, labels and group: (N, 4)."""
         images, began = self._images, self._known_settings()
         if self._known and (*began[:3], began.fit) != (*self.image_shape, FITS.index(self.fit)):
             images = cached_images(Path(self.data_dir), self._listing.files, began, True, self._listed_by)
-        labels, groups = self._listing.labels, self._listing.groups or [""] * len(self._listing.labels)
+        labels, groups = self._labels, self._listing.groups or [""] * len(self._labels)
+        if self.multi_label:
+            labels = np.array([digest(row.tobytes()) for row in labels])
         fingerprints = {name: digest(os.fsencode(name)) if name else 0 for name in set(groups)}
         return np.column_stack([images.digests, labels, [fingerprints[name] for name in groups]])
 
     def _parts(self, name: Split) -> Parts:
-        listing, lists, marks = self._listing, self._known, self._marks
-        labels = marks[:, 2]  # (N,)
+        listing, lists, marks, labels = self._listing, self._known, self._marks, self._labels
         folders = np.array([SPLITS.index(split) for split in listing.splits])  # (N,), as the user laid them out
         seed, (val, test, *fold) = self._cut()
         if fold and folders.any():
@@ -292,15 +299,15 @@ class ImageFiles(ImageDataModule):
             sizes = zip(SPLITS, lists["sizes"].tolist(), np.bincount(part + 1, minlength=4)[1:], strict=True)
             changes += [f"{split} {before} -> {now}" for split, before, now in sizes if before != now]
             self._changes = [f"images since this run began: {', '.join(changes)}"] if changes else []
-        self._check_counts(labels, part)
-        self._check_copies(labels, part)
+        self._check_counts(part)
+        self._check_copies(part)
         arrays = (self._images.images, torch.from_numpy(labels))
         return {split: (arrays, torch.from_numpy(np.flatnonzero(part == place))) for place, split in enumerate(SPLITS)}
 
-    def _check_counts(self, labels: Numbers, part: Numbers) -> None:
+    def _check_counts(self, part: Numbers) -> None:
         """Look for parts that lack images; of a run that goes on or is evaluated, only the test could."""
         for place, split in enumerate(SPLITS) if self._known is None else [(TEST, "test")]:
-            counts = np.bincount(labels[part == place], minlength=len(self.class_names))
+            counts = images_per_class(torch.from_numpy(self._labels[part == place]), len(self.class_names))
             lacking = some(name for name, count in zip(self.class_names, counts, strict=True) if count == 0)
             if split == "train" and lacking:
                 raise DataError(f"{self.data_dir}: no training image of {lacking}; add some or remove the class")
@@ -313,12 +320,14 @@ class ImageFiles(ImageDataModule):
             if lacking:
                 say(f"{self.data_dir}: the {split} part has no image of {lacking}")
 
-    def _check_copies(self, labels: Numbers, part: Numbers) -> None:
-        """Name identical images of two classes, and what is in two parts, which only the user can have made."""
+    def _check_copies(self, part: Numbers) -> None:
+        """Name identical images with other labels, and what is in two parts, which only the user can have made."""
         rows, files, (_, *size) = np.flatnonzero(part >= 0), self._listing.files, self.image_shape
         sets = [rows[places].tolist() for places in copies(self._marks[rows, 1])]
+        classes = "in two places with other labels" if self.multi_label else "in two classes"
+        wrong = f"{classes}, the same at {size[1]} x {size[0]} pixels: a label may be wrong"
         for name, values, trouble in (
-            ("two-classes", labels, f"in two classes, the same at {size[1]} x {size[0]} pixels: a label may be wrong"),
+            ("two-classes", self._marks[:, 2], wrong),
             ("two-parts", part, "in two parts, which makes results look better than they are"),
         ):
             mixed = [same for same in sets if len(set(values[same])) > 1]

@@ -61,14 +61,18 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
     not on names or other images. A part gets its exact share of a class as far as what stays together allows, and of
     two or more different images, or groups, at least one but never all.
 
+    Of images with several labels, each class keeps its share, the images of no class theirs, and all images together.
+
     Args:
-        labels: Class of each image (N,).
+        labels: Class of each image (N,); or 0 or 1 for each image and class (N, K).
         marks: Fingerprints of each image, see `among`.
         placed: Part of each image that has one already, else OPEN (N,). Of what stays together the first part decides.
         fractions: Share of each class, by part, each of what the parts before have left: TEST, then VAL.
         seed: Decides, with the files, which images go.
     """
-    groups = groups_of(marks)
+    groups, rows = groups_of(marks), np.arange(len(labels))
+    if labels.ndim == 2:  # a row for each image and class that it is of: "none of them" is one, and "any image" too
+        rows, labels = np.nonzero(np.column_stack([labels, ~labels.any(1), np.ones(len(labels))]))
     unit = units(marks[:, 1], np.where(groups == 0, marks[:, 1], groups))
     count = int(unit.max(initial=-1)) + 1
     first_part, first_name = np.full(count, OPEN), np.full(count, np.iinfo(np.int64).max)
@@ -77,13 +81,13 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
     salt, part = str(seed).encode(), first_part.tolist()
     draws = [hashlib.blake2b(name.tobytes(), key=salt).digest() for name in first_name]
     contents: list[dict[int, int]] = [{} for _ in draws]  # images of each class in a unit: of most units a single one
-    for one, label in zip(unit.tolist(), labels.tolist(), strict=True):
+    for one, label in zip(unit[rows].tolist(), labels.tolist(), strict=True):
         contents[one][label] = contents[one].get(label, 0) + 1
-    order = sorted(range(count), key=draws.__getitem__)
-
     rest = np.bincount(labels)
+    # First the units of the rarest classes, which have the fewest others to make up for them (Sechidis et al., 2011).
+    order = sorted(range(count), key=lambda one: (min(rest[label] for label in contents[one]), draws[one]))
     for later, (name, fraction) in zip(reversed(range(len(fractions))), fractions.items(), strict=True):
-        held = np.bincount(labels[np.equal(part, name)[unit]], minlength=len(rest))
+        held = np.bincount(labels[np.equal(part, name)[unit[rows]]], minlength=len(rest))
         target = np.minimum(np.maximum(np.round(fraction * rest).astype(np.int64), 1), rest - 1)
         free = [0] * len(rest)  # units that may be taken: the parts that come later want at least one, too
         for one in order:
@@ -93,7 +97,7 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
         still_open = [one for one in order if part[one] == OPEN]
         for one in _pick(still_open, contents, target.tolist(), (target - held).tolist(), free):
             part[one] = name
-        rest -= np.bincount(labels[np.equal(part, name)[unit]], minlength=len(rest))
+        rest -= np.bincount(labels[np.equal(part, name)[unit[rows]]], minlength=len(rest))
     return np.where(np.equal(part, OPEN), TRAIN, part)[unit]
 
 

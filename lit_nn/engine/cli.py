@@ -22,7 +22,8 @@ from lit_nn.engine.resume import RunState
 from lit_nn.engine.trainer import build_trainer
 from lit_nn.errors import UsageError
 
-DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels", "fit")  # what the data set tells the classifier
+# What the data set tells the classifier.
+DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels", "fit", "multi_label")
 
 
 class LitCLI(LightningCLI):

@@ -51,7 +51,8 @@ class PreviousRun:
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""
         before, now = self.checkpoint["hyper_parameters"], classifier.hparams
-        others = other_classes(before["class_names"], now["class_names"])
+        same_kind = before.get("multi_label", False) == now["multi_label"]
+        others = other_classes(before["class_names"], now["class_names"], same_kind)
         misfit = check_tensors(classifier, self.checkpoint["state_dict"])
         # Older versions went by the accuracy, but their schedule by the loss.
         plateau = "plateau" in (before.get("schedule"), now["schedule"])
@@ -148,7 +149,8 @@ def rebuild(checkpoint: dict[str, Any], data: ImageDataModule) -> LitClassifier:
     """The classifier of a checkpoint, to be validated or tested on a data set with the same classes."""
     arguments, tensors = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     shape, trained_on = tuple(data.image_shape), tuple(arguments["image_shape"])
-    others = other_classes(arguments["class_names"], data.class_names)
+    same_kind = arguments.get("multi_label", False) == data.multi_label
+    others = other_classes(arguments["class_names"], data.class_names, same_kind)
     if others or shape != trained_on:
         what = others or f"images {shape}, the checkpoint is for {trained_on}"
         raise UsageError(

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -169,8 +170,12 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 def metric_state(classifier: LitClassifier) -> dict[str, dict[str, Tensor]]:
     """Training metrics of the epoch so far."""
-    states = {name: cast(dict[str, Tensor], m.metric_state) for name, m in classifier.train_metrics.by_name.items()}
-    return {name: {key: value.detach().clone() for key, value in state.items()} for name, state in states.items()}
+    states = {name: cast(dict[str, Any], m.metric_state) for name, m in classifier.train_metrics.by_name.items()}
+    return {name: {key: _copied(value) for key, value in state.items()} for name, state in states.items()}
+
+
+def _copied(value: Any) -> Any:  # a list, where a metric keeps all answers
+    return [*map(_copied, value)] if isinstance(value, list) else value.detach().clone()
 
 
 def restore_metric_state(classifier: LitClassifier, states: list[dict[str, dict[str, Tensor]]]) -> None:
@@ -178,4 +183,5 @@ def restore_metric_state(classifier: LitClassifier, states: list[dict[str, dict[
     for name in states[0]:
         metric = classifier.train_metrics.by_name[name]
         for key in states[0][name]:
-            setattr(metric, key, sum(state[name][key] for state in states).to(metric.device))  # type: ignore[union-attr]
+            first, *others = (state[name][key] for state in states)
+            setattr(metric, key, move_data_to_device(sum(others, first), metric.device))

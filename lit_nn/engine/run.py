@@ -31,7 +31,8 @@ from lit_nn.engine.lean_loop import LeanEpochLoop
 from lit_nn.engine.previous_run import PreviousRun
 from lit_nn.errors import Ended, UsageError, brief
 from lit_nn.nets import count_parameters
-from lit_nn.trained.calibrate import calibration_error, temperature, threshold
+from lit_nn.trained.calibrate import best_thresholds, calibration_error, temperature, threshold
+from lit_nn.trained.predict import classifier_model
 
 HINTS = {  # to errors of torch and Lightning that are only seen when steps are taken
     "Expected more than 1 value per channel": "give a larger --batch_size",
@@ -199,9 +200,10 @@ def test_best(cli: LitCLI) -> None:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if isinstance(trainer.logger, TensorBoardLogger):
         _show_in_tensorboard(cli, trainer.logger, model, result)
+    what, name = ("mean average precision", "map") if model.multi_label else ("accuracy", "acc")
     print(
-        f"\nTest accuracy {result['test_acc']:.2%} (loss {result['test_loss']:.4f}), "
-        f"validation {result['val_acc']:.2%}; {epochs} epochs in {seconds:.1f} s "
+        f"\nTest {what} {result[f'test_{name}']:.2%} (loss {result['test_loss']:.4f}), "
+        f"validation {result.get(f'val_{name}', 0):.2%}; {epochs} epochs in {seconds:.1f} s "
         f"on {trainer.strategy.root_device.type}.\nRun folder: {run_dir}"
     )
     if best is not None:
@@ -222,23 +224,27 @@ def logits_of(cli: LitCLI, model: LitClassifier, part: Split) -> tuple[torch.Ten
 
 def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
     """Calibrate a trained model on all validation images; returns what was found."""
-    accept, (logits, labels) = cli.config.accept, logits_of(cli, model, "val")  # (N, num_classes), (N,)
+    accept, (logits, labels) = cli.config.accept, logits_of(cli, model, "val")  # (N, num_classes), (N,) or (N, K)
+    model.temperature = 1.0
+    before = model.probabilities(logits)
     model.temperature = temperature(logits, labels)
     shares = model.probabilities(logits)
-    model.threshold = threshold(shares, labels, accept) if accept else 0.0
-    errors = " -> ".join(f"{calibration_error(one, labels):.2%}" for one in (logits.softmax(1), shares))
+    errors = " -> ".join(f"{calibration_error(one, labels):.2%}" for one in (before, shares))
     text = f"On {len(labels):,} validation images: temperature {model.temperature:.3f}, calibration error {errors}"
-    if accept and model.threshold == 1:
+    if model.multi_label:
+        model.threshold = limits = best_thresholds(shares, labels)
+        return f"{text}; thresholds of the classes {min(limits):.2f} to {max(limits):.2f}"
+    model.threshold = least = threshold(shares, labels, accept) if accept else 0.0
+    if accept and least == 1:
         return f"{text}; --accept {accept:g} is out of reach, so the model is never sure"
-    sure = (shares.amax(1) >= model.threshold).double().mean().item()
-    return text + (f"; sure from {model.threshold:.2%} on, about {sure:.2%} of the images" if accept else "")
+    sure = (shares.amax(1) >= least).double().mean().item()
+    return text + (f"; sure from {least:.2%} on, about {sure:.2%} of the images" if accept else "")
 
 
 def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClassifier, result: dict[str, Any]) -> None:
     """Show the run's place in the table of runs, the confusion matrix and the mistakes on the test images."""
     # matplotlib: only when something is drawn
-    from lit_nn.trained.evaluate import answer_test_images, confusion_figure, mistakes_figure
-    from lit_nn.trained.predict import classifier_model
+    from lit_nn.trained.evaluate import answer_test_images, confusion_figure, curves_figure, mistakes_figure
 
     data, trainer = cli.datamodule, cli.trainer
     options = {name: value for name, value in model.hparams.items() if name not in DESCRIPTION}
@@ -249,7 +255,8 @@ def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClass
         logger.finalize("success")
         return
     answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
-    for name, figure in ("confusion", confusion_figure), ("mistakes", mistakes_figure):
+    figures = {"confusion": confusion_figure, "mistakes": mistakes_figure}
+    for name, figure in ({"precision_recall": curves_figure} if model.multi_label else figures).items():
         title = f"{model.net_name} on the test images of {type(data).__name__}"
         logger.experiment.add_figure(f"test/{name}", figure(answers, title))
     logger.finalize("success")
@@ -266,8 +273,9 @@ def predict(cli: LitCLI) -> None:
     if not trainer.is_global_zero:
         return
     rows = [row for rows in itertools.zip_longest(*parts) for row in rows if row is not None]
+    model, ending = classifier_model(cli.model), "s" if cli.model.multi_label else ""
     path = Path(os.path.expanduser(cli.config.run_dir or "."), "predictions.csv")  # noqa: PTH111
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = [[number, names[int(row.argmax())], f"{row.max():.6f}"] for number, row in enumerate(rows)]
-    write_csv(path, [["image", "label", "probability"], *table])
+    table = [[number, *model.read(row.numpy(), 1).cells] for number, row in enumerate(rows)]
+    write_csv(path, [["image", f"label{ending}", f"probabilit{'ies' if ending else 'y'}"], *table])
     print(f"{len(rows)} predictions: {path}")

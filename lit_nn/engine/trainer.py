@@ -48,6 +48,8 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
         text = f"--cache_features keeps each image as it is, and --augment {changed} changes it; give --augment none"
         refuse(changed, f"{text} (mirrored views are kept by --flip_in_eval)")
         callbacks.append(KeepFeatures())
+    text = "--accept is for one label for each image; of several, each class gets the threshold with its best F1"
+    refuse(cli.stage == "fit" and config.accept and cli.model.multi_label, text)
     if cli.stage == "fit" and config.early_stopping is not None:
         monitor, mode = cli.model.hparams["monitor"], cli.model.mode
         callbacks.append(EarlyStopping(monitor, patience=config.early_stopping, mode=mode))

@@ -24,11 +24,14 @@ from data_modules.images.decode import image_paths, printable
 from data_modules.sheets import captioned, drawable, font_for
 from lit_nn.errors import UsageError, brief, other_classes
 from lit_nn.trained.calibrate import BINS, calibration_error, wilson_interval
+from lit_nn.trained.multi_label import measure_labels, precision_recall_figure
 from lit_nn.trained.predict import Model, Pixels, energy, predict_files
 from lit_nn.trained.report import SHOWN, report_page
 
 
-def data_of(model: Model, name: str | None = None, data_dir: str | None = None) -> ImageDataModule:
+def data_of(
+    model: Model, name: str | None = None, data_dir: str | None = None, table: str | None = None
+) -> ImageDataModule:
     """The data set to try a model on, by default its own, none of whose training images is then in the test part.
 
     Raises:
@@ -36,7 +39,7 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
         DataError: If it is not on this machine or cannot be used.
     """
     own = next((key for key, class_name in DATA_SETS.items() if class_name == model.data.get("class")), None)
-    name = name or own
+    name = name or ("image_table" if table else own)
     if name is None:
         raise UsageError("the model does not name a data set of this project; choose one with --data and --data_dir")
     cls, (channels, *size) = data_class(name), model.image_shape
@@ -44,15 +47,18 @@ def data_of(model: Model, name: str | None = None, data_dir: str | None = None) 
         raise UsageError(f"--data_dir {data_dir}: {name} reads no folder; leave it out, or add --data image_folder")
     try:  # what a file says of itself can be anything
         options = dict(model.data.get("options", {})) if name == own else {}  # the seed of the training among them
-        given = {"image_size": size, "channels": channels, "fit": model.fit, "data_dir": data_dir}
+        given = {"image_size": size, "channels": channels, "fit": model.fit, "data_dir": data_dir, "table": table}
         taken = option_names(name)
+        if table and "table" not in taken:
+            raise UsageError(f"--table {table}: {name} reads no table; leave it out, or add --data image_table")
         options |= {key: value for key, value in given.items() if key in taken and value is not None}
-        if issubclass(cls, ImageFiles) and "data_dir" not in options:
+        if issubclass(cls, ImageFiles) and "data_dir" not in options and not table:
             raise DataError("the model does not say where its images lie: give --data_dir FOLDER")
         data = cls(**options)
         if name == own:
             data.known_parts = {part: torch.from_numpy(known.copy()) for part, known in model.parts.items()}
-        shape, others = tuple(data.image_shape), other_classes(model.class_names, data.class_names)
+        same_kind = model.multi_label == data.multi_label
+        shape, others = tuple(data.image_shape), other_classes(model.class_names, data.class_names, same_kind)
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{brief(error)}; choose a data set with --data and --data_dir") from error
     if others or shape != model.image_shape:
@@ -66,27 +72,55 @@ class Answers(NamedTuple):
 
     class_names: list[str]
     images: NDArray[np.uint8]  # (N, C, H, W)
-    labels: NDArray[np.int64]  # the right classes, (N,)
+    labels: NDArray[Any]  # the right classes, int64 (N,); or which ones there are, 0 or 1, float32 (N, num_classes)
     logits: NDArray[np.float32]  # (N, num_classes)
     probabilities: NDArray[np.float32]  # (N, num_classes)
     temperature: float = 1.0  # by which logits are divided before they become probabilities
-    threshold: float = 0.0  # probability below which the model is not sure
+    threshold: float | list[float] = 0.0  # probability below which it is not sure; of each class, if there are several
     others: NDArray[np.float64] | None = None  # `energy` of images that show something else, (M,)
     files: Sequence[str] = ()  # names of the images' files, if they have any
     overlays: dict[int, Pixels] = {}  # images under their heat maps, (H, W, 3), by their number
 
     @property
+    def several(self) -> bool:
+        """Whether an image may have several labels: then they are 0 or 1, (N, num_classes)."""
+        return self.labels.ndim == 2
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers; of several labels each is one, said from a probability of one half on."""
+        right = (self.logits > 0) == (self.labels > 0) if self.several else self.logits.argmax(1) == self.labels
+        return float(right.mean())
+
+    @property
     def mistakes(self) -> NDArray[np.int64]:
-        """Numbers of the images that were taken for another class, those of which the model was most sure first."""
-        wrong = np.flatnonzero(self.logits.argmax(1) != self.labels)
-        return wrong[np.argsort(-self.probabilities.max(1)[wrong], kind="stable")]
+        """Numbers of the images with a wrong answer, those of which the model was most sure first."""
+        if self.several:
+            wrong = (self.probabilities >= self.threshold) != (self.labels > 0)  # (N, K)
+            how_far = np.where(wrong, np.abs(self.probabilities - self.labels), -1).max(1)  # (N,)
+        else:
+            how_far = np.where(self.logits.argmax(1) != self.labels, self.probabilities.max(1), -1)
+        order = np.argsort(-how_far, kind="stable")
+        return order[how_far[order] >= 0]
 
     @property
     def unsure(self) -> NDArray[np.int64]:
         """Numbers of the images below the threshold, those of which the model was least sure first."""
         confidence = self.probabilities.max(1)
         order = np.argsort(confidence, kind="stable")
-        return order[confidence[order] < self.threshold]
+        return order[:0] if self.several else order[confidence[order] < self.threshold]
+
+    def said(self, row: int) -> str:
+        """What the model says of an image."""
+        chosen = (
+            np.flatnonzero(self.probabilities[row] >= self.threshold) if self.several else [self.logits[row].argmax()]
+        )
+        return ", ".join(self.class_names[label] for label in chosen) or "none"
+
+    def given(self, row: int) -> str:
+        """The right answer."""
+        chosen = np.flatnonzero(self.labels[row]) if self.several else [self.labels[row]]
+        return ", ".join(self.class_names[label] for label in chosen) or "none"
 
     def shown(self, row: int) -> list[Pixels]:
         """An image, and beside it its heat map if it has one, (H, W, 3) each."""
@@ -135,10 +169,9 @@ def score_images(model: Model, folder: str) -> NDArray[np.float64]:
 def _unlike(answers: Answers) -> dict[str, Any]:
     """How well `energy` tells the test images from those that show something else."""
     assert answers.others is not None
-    scores = np.concatenate([energy(answers.logits, answers.temperature), answers.others])  # (N + M,)
-    order = torch.from_numpy(
-        np.unique(scores, return_inverse=True)[1] / len(scores)
-    )  # of scores beyond 1 it takes sigmoids
+    scores = np.concatenate([energy(answers.logits, answers.temperature, answers.several), answers.others])  # (N + M,)
+    # Of scores beyond 1 it would take sigmoids.
+    order = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / len(scores))
     auroc = binary_auroc(order, (torch.arange(len(scores)) >= len(answers.labels)).long()).item()
     cut = np.quantile(scores[: len(answers.labels)], 0.95)
     above = float((answers.others > cut).mean())
@@ -147,6 +180,9 @@ def _unlike(answers: Answers) -> dict[str, Any]:
 
 def measure(answers: Answers) -> dict[str, Any]:
     """Everything that is counted, as plain values, one more is one more line here; 0 / 0 is 0, as in scikit-learn."""
+    unlike = {} if answers.others is None else _unlike(answers)
+    if answers.several:
+        return measure_labels(answers) | unlike
     labels, logits = torch.from_numpy(answers.labels), torch.from_numpy(answers.logits).double()  # (N,), (N, K)
     classes, count, right = len(answers.class_names), len(labels), answers.confusion.diagonal()  # right is (K,)
     predicted, support = answers.confusion.sum(0), answers.confusion.sum(1)  # images of each class, (K,)
@@ -172,7 +208,7 @@ def measure(answers: Answers) -> dict[str, Any]:
         "threshold": answers.threshold,
         "sure": sure.mean().item(),  # share of the images
         "accuracy_where_sure": float((logits.argmax(1) == labels).numpy()[sure].mean()) if sure.any() else 0.0,
-        **({} if answers.others is None else _unlike(answers)),
+        **unlike,
         "macro": {score: float(values.mean()) for score, values in scores.items()},  # means over the classes
         "per_class": {
             name: {score: values[label].item() for score, values in (scores | {"support": support}).items()}
@@ -215,14 +251,13 @@ def confusion_figure(answers: Answers, title: str) -> Figure:
 @_drawing
 def mistakes_figure(answers: Answers, title: str) -> Figure:
     """Draw the thirty mistakes of which the model was most sure."""
-    names, said, confidence = answers.class_names, answers.logits.argmax(1), answers.probabilities.max(1)  # (N,)
-    wrong = answers.mistakes
+    wrong, confidence = answers.mistakes, answers.probabilities.max(1)  # (N,)
     images = [np.hstack(answers.shown(row)).transpose(2, 0, 1) for row in wrong[:SHOWN].tolist()]
     texts = [
-        f"is {names[answers.labels[row]]}\nsaid {names[said[row]]}, {confidence[row]:.1%}\n{answers.file(row)[-30:]}"
+        f"is {answers.given(row)}\nsaid {answers.said(row)}, {confidence[row]:.1%}\n{answers.file(row)[-30:]}"
         for row in wrong[:SHOWN].tolist()
     ]
-    title += f"\nthe most confident of {len(wrong):,} mistakes on {len(said):,} images"
+    title += f"\nthe most confident of {len(wrong):,} mistakes on {len(confidence):,} images"
     return captioned(images, texts, title)
 
 
@@ -244,14 +279,20 @@ def reliability_figure(answers: Answers, title: str) -> Figure:
     return figure
 
 
+curves_figure = _drawing(precision_recall_figure)
+
+
 def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
     """Write a page, metrics.json, tables and figures in place of an earlier report's, together; returns `measure`'s."""
     found, names = measure(answers), answers.class_names
-    tables = {
-        "per_class": (["class", *found["macro"], "support"], [row.values() for row in found["per_class"].values()]),
-        "confusion": (["true class \\ predicted class", *names], answers.confusion.tolist()),
-    }
-    figures = {"confusion": confusion_figure, "mistakes": mistakes_figure, "reliability": reliability_figure}
+    rows = [*found["per_class"].values()]
+    tables = {"per_class": (["class", *rows[0]], [row.values() for row in rows])}
+    figures = {"mistakes": mistakes_figure}
+    if answers.several:
+        figures["precision_recall"] = curves_figure
+    else:
+        tables["confusion"] = (["true class \\ predicted class", *names], answers.confusion.tolist())
+        figures |= {"confusion": confusion_figure, "reliability": reliability_figure}
     drawn: dict[str, bytes] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as complete:

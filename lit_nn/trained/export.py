@@ -116,7 +116,6 @@ class Export:
             images = np.random.default_rng(0).integers(0, 256, (64, *model.image_shape), np.uint8)
             self.expected = Answers(model.class_names, images, np.zeros(64, np.int64), *model.run(images))
             self.about = f"64 images of random pixels, so without accuracies ({brief(error)})"
-        self.accuracy = float((self.expected.logits.argmax(1) == self.expected.labels).mean())
         channels, *size = map(str, model.image_shape)
         shape, colours = (
             ", ".join([channels, *(["height", "width"] if any_size else size)]),
@@ -134,13 +133,14 @@ class Export:
             "any_size": json.dumps(any_size),
             "temperature": json.dumps(model.temperature),
             "threshold": json.dumps(model.threshold),
+            "multi_label": json.dumps(model.multi_label),
             "data": json.dumps(model.data and {**model.data, "options": options}),
             "parts": json.dumps({name: [part.shape, parts[name]] for name, part in model.parts.items()}),
             "format": "lit-nn 1",
             "input": f"pixels: uint8 (batch, {shape}), 0..255, {colours}, not scaled, not normalised",
             "output": "logits and probabilities: float32 (batch, classes), in the order of class_names",
             "net": self.classifier.net_name,
-            "test_accuracy": f"{self.accuracy:.6f} on {self.about}" if self.data else "not measured",
+            "test_accuracy": f"{self.expected.accuracy:.6f} on {self.about}" if self.data else "not measured",
             "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
             "versions": json.dumps(versions()),
         }
@@ -183,9 +183,9 @@ class Export:
                     f"{target.name} is not the same model: its outputs differ by {relative:.1e} of the largest logit, "
                     f"{tolerance:.1e} is allowed (--tolerance). No file was left."
                 )
-            accuracy = float((answers[-1][0].argmax(1) == expected.labels).mean())
-            scores = f"; accuracy {accuracy:.2%}, checkpoint {self.accuracy:.2%}" if self.data else ""
-            scores += f"\n{self._compare_speed(part, self.accuracy - accuracy)}" if name == "int8" else ""
+            accuracy = expected._replace(logits=answers[-1][0]).accuracy
+            scores = f"; accuracy {accuracy:.2%}, checkpoint {expected.accuracy:.2%}" if self.data else ""
+            scores += f"\n{self._compare_speed(part, expected.accuracy - accuracy)}" if name == "int8" else ""
             found = f"largest difference of logits {difference:.1e}, relative {relative:.1e}"
             return f"{target}: {part.stat().st_size:,} bytes; {found}, at batches of 1, 2, 17 and all{scores}"
 

@@ -31,12 +31,15 @@ Answer = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits and probabili
 Run = Callable[[Pixels], Answer]
 
 
-def energy(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+def energy(logits: NDArray[np.float32], temperature: float, several: bool = False) -> NDArray[np.float64]:
     """How unlike all training images images are, from their logits (N, K): -T log sum exp(logits / T), (N,).
 
-    High where no class has a high logit; Liu et al., 2020, Energy-based out-of-distribution detection.
+    High where no class has a high logit; Liu et al., 2020, Energy-based out-of-distribution detection. Of several
+    labels it is the sum of their energies, -T sum log(1 + exp(logits / T)); Wang et al., 2021.
     """
     scaled = logits.astype(np.float64) / temperature
+    if several:
+        return -temperature * np.logaddexp(0, scaled).sum(1)
     top = scaled.max(1)
     return -temperature * (top + np.log(np.exp(scaled - top[:, None]).sum(1)))
 
@@ -46,7 +49,7 @@ def _no_overlay(_: Pixels) -> Pixels:
 
 
 class Prediction(NamedTuple):
-    """What an image shows, most probable class first."""
+    """What an image shows, most probable class first; where an image may have several labels, all it has, or none."""
 
     labels: list[str]  # names of classes
     probabilities: list[float]  # of each, between 0 and 1
@@ -55,13 +58,18 @@ class Prediction(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Name of the most probable class."""
-        return self.labels[0]
+        """Name of the most probable class; "none" for an image without labels."""
+        return self.labels[0] if self.labels else "none"
 
     @property
     def probability(self) -> float:
-        """Probability of the most probable class."""
-        return self.probabilities[0]
+        """Probability of the most probable class; 0 for an image without labels."""
+        return self.probabilities[0] if self.labels else 0.0
+
+    @property
+    def cells(self) -> list[str]:
+        """Labels and probabilities as two cells of a table."""
+        return ["|".join(self.labels) or "none", "|".join(f"{share:.6f}" for share in self.probabilities)]
 
 
 class Model(NamedTuple):
@@ -76,7 +84,8 @@ class Model(NamedTuple):
     data: dict[str, Any] = {}  # "class" and "options" of the data set it was trained on; empty if it is not known
     parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
     temperature: float = 1.0  # by which logits are divided before they become probabilities
-    threshold: float = 0.0  # probability below which it is not sure
+    threshold: Any = 0.0  # probability below which it is not sure; or a list of those from which on it says each label
+    multi_label: bool = False  # whether it may give an image several labels, or none
     overlay: Callable[[Pixels], Pixels] = _no_overlay  # one image (C, H, W) under its heat map, (*image_shape[1:], 3)
 
     def run(self, images: Pixels) -> Answer:
@@ -86,17 +95,26 @@ class Model(NamedTuple):
         return np.concatenate(logits), np.concatenate(probabilities)
 
     def name(self, images: Sequence[Pixels], top_k: int) -> list[Prediction]:
-        """The ``top_k`` most probable classes of each of some images (C, H, W), of different sizes."""
+        """What each of some images (C, H, W), of different sizes, shows; see `read`."""
         predictions: list[Prediction] = [Prediction([], [])] * len(images)
         for shape in {image.shape for image in images}:  # images of one size go through together
             rows = [row for row, image in enumerate(images) if image.shape == shape]
             logits, probabilities = self.run(np.stack([images[row] for row in rows]))
-            unlike = energy(logits, self.temperature).tolist()
+            unlike = energy(logits, self.temperature, self.multi_label).tolist()
             for row, shares, score in zip(rows, probabilities, unlike, strict=True):
-                order = np.argsort(-shares, kind="stable")[:top_k]  # (top_k,)
-                names, found = [self.class_names[label] for label in order], shares[order].tolist()
-                predictions[row] = Prediction(names, found, found[0] >= self.threshold, score)
+                predictions[row] = self.read(shares, top_k)._replace(unlike=score)
         return predictions
+
+    def read(self, shares: NDArray[np.float32], top_k: int) -> Prediction:
+        """What the probabilities of an image say, (num_classes,): its ``top_k`` most probable classes.
+
+        Where it may have several labels, they are all that reach their thresholds, whatever ``top_k`` is.
+        """
+        order = np.argsort(-shares, kind="stable")  # (num_classes,)
+        is_said = (shares >= np.array(self.threshold))[order]  # an array, or it would be rounded
+        order = order[is_said] if self.multi_label else order[:top_k]
+        names = [self.class_names[label] for label in order]
+        return Prediction(names, shares[order].tolist(), self.multi_label or bool(is_said[0]))
 
     def pixels(self, image: Any) -> Pixels:
         """One image of any kind, decoded as in training, (C, H, W) of its own size."""
@@ -231,7 +249,8 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
         return logits.numpy(), classifier.probabilities(logits).numpy()
 
     model = Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run, classifier.fit)
-    return model._replace(temperature=classifier.temperature, threshold=classifier.threshold, overlay=show)
+    model = model._replace(temperature=classifier.temperature, threshold=classifier.threshold)
+    return model._replace(multi_label=classifier.multi_label, overlay=show)
 
 
 def data_uri(pixels: Pixels) -> str:
@@ -241,7 +260,8 @@ def data_uri(pixels: Pixels) -> str:
 
 
 def _described(metadata: Mapping[str, str], run: Run) -> Model:
-    older = {"levels": "65535", "fit": '"crop"', "parts": "{}", "temperature": "1", "threshold": "0"}  # lack some
+    older = {"levels": "65535", "fit": '"crop"', "parts": "{}", "temperature": "1", "threshold": "0"}
+    older["multi_label"] = "false"  # and they lack some
     said = {name: json.loads({**older, **metadata}[name]) for name in ("class_names", "image_shape", "data", *older)}
     channels, height, width = said["image_shape"]
     data = said["data"] if isinstance(said["data"], dict) else {}
@@ -250,10 +270,12 @@ def _described(metadata: Mapping[str, str], run: Run) -> Model:
         for name, (shape, text) in said["parts"].items()
     }
     names, shape, fit = [*map(str, said["class_names"])], (channels, height, width), str(said["fit"])
-    temperature, threshold = float(said["temperature"]), float(said["threshold"])
-    if not (temperature > 0 and 0 <= threshold <= 1):
+    temperature, several = float(said["temperature"]), said["multi_label"] is True
+    threshold = [*map(float, said["threshold"])] if several else float(said["threshold"])
+    is_right = np.shape(threshold) == ((len(names),) if several else ()) and 0 <= np.min(threshold) <= np.max(threshold)
+    if not (temperature > 0 and is_right and np.max(threshold) <= 1):
         raise ValueError(f"temperature {temperature}, threshold {threshold}")
-    return Model(names, shape, int(said["levels"]), run, fit, True, data, parts, temperature, threshold)
+    return Model(names, shape, int(said["levels"]), run, fit, True, data, parts, temperature, threshold, several)
 
 
 def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> list[Prediction]:
@@ -265,7 +287,7 @@ def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> li
             (H, W, 3) RGB or (H, W, 4) with transparency, of any size: the model itself makes them what it was trained
             on (large JPEGs may differ by a level from arrays: files are decoded at a fraction of their size). Or pixels
             (C, H, W) of the model's shape.
-        top_k: How many classes to name for each image.
+        top_k: How many classes to name for each image, if it can have one label only.
 
     Returns:
         A prediction for each image, in their order; a list also for a single one.

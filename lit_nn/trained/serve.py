@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import httptools
@@ -135,7 +136,9 @@ class Server:
         except UsageError as error:
             self.no_heat_map = f"This model has no heat maps: {error}."
         self.limits, self.api_key, self.name = limits, api_key, path.stem
-        self.threshold: float = self.model.threshold if threshold is None else threshold
+        self.threshold = self.model.threshold if threshold is None else threshold
+        if self.model.multi_label:  # what it says of an image is all its classes, of which each request has its part
+            self.model = self.model._replace(threshold=0.0)
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.connections, self.idle = set[asyncio.StreamWriter](), set[asyncio.StreamWriter]()
         self.statuses, self.seconds, self.held, self.stopping = Counter[int](), 0.0, 0, False
@@ -253,32 +256,37 @@ class Server:
         if request.path in self.pages:
             kind, content = self.pages[request.path]
             return kind, content()
-        options = {"top_k": "5", "threshold": f"{self.threshold:.9f}", "heat_map": "false"}
+        options, known = {"top_k": "5", "heat_map": "false"}, ("top_k", "threshold", "heat_map")
         for name, text in parse_qsl(request.query, keep_blank_values=True)[:9]:
-            if name not in options:
-                raise Refusal(422, f"There is no parameter '{name}'.{did_you_mean(name, options)}")
+            if name not in known:
+                raise Refusal(422, f"There is no parameter '{name}'.{did_you_mean(name, known)}")
             options[name] = text
         if not re.fullmatch("0*[1-9][0-9]{0,8}", options["top_k"]):
             raise Refusal(422, f"top_k is '{options['top_k']}'; give a whole number from 1.")
-        if not re.fullmatch(r"0?\.[0-9]{1,20}|[01](\.0*)?", options["threshold"]):
+        if not re.fullmatch(r"0?\.[0-9]{1,20}|[01](\.0*)?", options.get("threshold", "0")):
             raise Refusal(422, f"threshold is '{options['threshold']}'; give a number from 0 to 1.")
         if options["heat_map"] not in ("true", "false"):
             raise Refusal(422, f"heat_map is '{options['heat_map']}'; give true or false.")
         if (heat_map := options["heat_map"] == "true") and self.no_heat_map:
             raise Refusal(422, self.no_heat_map)
-        top_k, threshold = min(int(options["top_k"]), len(self.model.class_names)), float(options["threshold"])
+        classes, several = self.model.class_names, self.model.multi_label
+        top_k, threshold = min(int(options["top_k"]), len(classes)), float(options.get("threshold", "nan"))
+        own = self.threshold if "threshold" not in options else threshold
+        least = dict(zip(classes, np.broadcast_to(own, len(classes)).tolist(), strict=True))
         names, files = zip(*request.files(), strict=True)
         results = []
         for name, answer in zip(names, await self.batcher.name([*files], top_k, heat_map), strict=True):
             if isinstance(answer, Refusal):
                 raise Refusal(answer.status, f"{name}: {answer}" if name else str(answer))
             found, overlay = answer
-            pairs = list(zip(found.labels[:top_k], found.probabilities, strict=False))
-            predictions = [{"label": label, "probability": round(share, 6)} for label, share in pairs]
-            sure, unlike = pairs[0][1] >= threshold, round(found.unlike, 4)
-            results.append({"file": name, "sure": sure, "unlike": unlike, "predictions": predictions})
-            if heat_map:
-                results[-1]["heat_map"] = overlay
+            pairs = list(zip(found.labels, found.probabilities, strict=True))
+            said = [pair for pair in pairs if pair[1] >= least[pair[0]]]
+            result: dict[str, Any] = {"file": name}
+            result |= {"labels": [label for label, _ in said]} if several else {"sure": pairs[0] in said}
+            shown = said if several else pairs[:top_k]
+            result |= {"unlike": round(found.unlike, 4), **({"heat_map": overlay} if heat_map else {})}
+            predictions = [{"label": label, "probability": round(share, 6)} for label, share in shown]
+            results.append({**result, "predictions": predictions})
         return JSON, json.dumps({"model": self.name, "version": self.version, "results": results}, ensure_ascii=False)
 
     def ready(self) -> str:
