@@ -29,11 +29,7 @@ NOT_CALLED = (  # by the plain step below: where somebody defines one of them, L
 
 
 class LeanEpochLoop(_TrainingEpochLoop):
-    """Takes the same steps as Lightning's loop, to the last bit, with a fraction of the work around them.
-
-    That is for plain steps on one device. Lightning's own are taken where several processes work together, gradients
-    are accumulated, clipped or scaled, something is validated inside an epoch or hooked into the middle of a step.
-    """
+    """Takes the same steps as Lightning's loop, to the last bit; Lightning's own where a step is not a plain one."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         super().__init__(trainer, trainer.min_steps, trainer.max_steps)

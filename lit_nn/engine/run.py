@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from data_modules.base import SPLITS
+from data_modules.base import SPLITS, ImageDataModule
 from data_modules.files import atomic_path
 from data_modules.images.parts import among
 from lit_nn.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from lit_nn.classifier import LitClassifier
-from lit_nn.engine import distributed
+from lit_nn.engine.callbacks import to_continue
 from lit_nn.engine.cli import DESCRIPTION, LitCLI
-from lit_nn.engine.configuration import flat, write_yaml
+from lit_nn.engine.configuration import flat, plain_options, write_yaml
 from lit_nn.engine.lean_loop import LeanEpochLoop
 from lit_nn.engine.previous_run import PreviousRun
 from lit_nn.errors import Ended, UsageError, brief
@@ -35,9 +36,7 @@ from lit_nn.trained.calibrate import calibration_error, temperature, threshold
 
 HINTS = {  # to errors of torch and Lightning that are only seen when steps are taken
     "Expected more than 1 value per channel": "give a larger --batch_size",
-    "C++ compiler": "--compile needs one, g++ for instance",
-    "C compiler": "--compile needs one, gcc for instance",
-    "Compiler: cl is not found": "--compile needs one, that of Visual Studio",
+    "C(\\+\\+)? compiler|Compiler: cl ": "--compile needs one for C++, g++ for instance",
     "does not have a deterministic implementation": "--trainer.deterministic warn goes on without",
     "does not allow for gradient clipping": "leave out --model.optimizer_args.fused, or --clip_grad",
     "MPS framework doesn't support float64": "give another --precision",
@@ -54,17 +53,16 @@ def running(cli: LitCLI) -> Iterator[None]:
         with _held(cli.run_dir if trainer.is_global_zero else None):
             if cli.stage == "fit":
                 _prepare_training(cli)
+                if cli.config.compile:
+                    cli.model.net.compile()  # in place: the names of its weights stay, no checkpoint knows of it
             elif changes := cli.datamodule.part_changes():
                 rank_zero_only(print)(changes)
             yield
     except FloatingPointError as error:
         if cli.stage != "fit":
             raise Ended(str(error)) from error
-        lr, last = trainer.optimizers[0].param_groups[0]["lr"], cli.checkpoints.last if cli.checkpoints else None
-        good = f"{last} is from before." if last and last.exists() else "Nothing had been saved."
-        raise Ended(
-            f"{error} (step {trainer.global_step}, learning rate {lr:.3g}). {good} Try a lower --lr, or --clip_grad 1"
-        ) from error
+        where = f"step {trainer.global_step}, learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
+        raise Ended(f"{error} ({where}). Try a lower --lr, or --clip_grad 1") from error
     except MisconfigurationException as error:  # some options are only found not to fit together now
         raise UsageError(brief(error)) from error
     except (RuntimeError, ValueError, TypeError) as error:
@@ -75,11 +73,11 @@ def running(cli: LitCLI) -> Iterator[None]:
                 "images; give a smaller --batch_size, which --trainer.accumulate_grad_batches makes up for"
             ) from error
         for part, hint in HINTS.items():
-            if part in text:
+            if re.search(part, text):
                 raise UsageError(f"{re.split(', but| because', brief(error))[0]}; {hint}") from error
         is_gone = isinstance(error, torch.distributed.DistError) or any(word in text for word in PEER_IS_GONE)
         if trainer.world_size > 1 and is_gone:
-            how = f" {distributed.to_continue(cli.run_dir)}" if cli.run_dir else ""
+            how = f" {to_continue(cli.run_dir)}" if cli.run_dir else ""
             raise Ended(f"another process of this run has died (killed? out of memory?).{how}") from error
         raise
 
@@ -110,8 +108,6 @@ def _prepare_training(cli: LitCLI) -> None:
         _continue(cli, previous)
     elif model.account:
         rank_zero_only(print)(model.account)
-    if config.compile:
-        model.net.compile()  # in place: the names of its weights stay, and a checkpoint does not know of it
     if not trainer.is_global_zero:
         return
     data.prepare_data()  # the other processes wait for this one
@@ -142,12 +138,30 @@ def _prepare_training(cli: LitCLI) -> None:
     if cli.run_dir is not None:
         if previous is not None:
             previous.copy_to(cli.run_dir)
-        write_yaml(cli.plain_config(), cli.run_dir / "config.yaml")
+        write_yaml(plain_options(cli.parser, config), cli.run_dir / "config.yaml")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        _show_what_goes_in(trainer.logger, model, data)
+
+
+def _show_what_goes_in(logger: TensorBoardLogger, model: LitClassifier, data: ImageDataModule) -> None:
+    """Show a sheet of training images, and the graph of the network."""
+    from data_modules.sheets import sample_rows, sample_sheet  # matplotlib: only when something is drawn
+
+    images, labels, indices = data.split("train")
+    rows = indices[sample_rows(labels.cpu()[indices])]
+    logger.experiment.add_figure("train/samples", sample_sheet(images[rows], labels[rows], data.class_names))
+    example = torch.zeros(2, len(model.mean), *(model.net_size or images.shape[-2:]))
+    with warnings.catch_warnings(action="ignore"):  # TensorBoard's writer traces; what shapes the graph is constant
+        try:
+            logger.experiment.add_graph(model.net.eval(), example)  # eval: zeros must not move any running mean
+        except Exception as error:  # tracing fails in many ways, and a figure must not end a training
+            print(f"TensorBoard gets no graph of this network: {error}")
+    model.net.train()
 
 
 def _continue(cli: LitCLI, previous: PreviousRun) -> None:
     previous.check(cli.model, cli.trainer)
-    rank_zero_only(print)(previous.describe(dict(flat(cli.plain_config()))))
+    rank_zero_only(print)(previous.describe(dict(flat(plain_options(cli.parser, cli.config)))))
     if reason := previous.is_complete(cli.trainer):
         epochs, result = previous.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
         if not cli.tests or (result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs):
