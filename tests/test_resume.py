@@ -314,7 +314,6 @@ REFUSED = {
     "--resume last --data cifar10": ["last.ckpt", "classes"],
     "--resume last --optimizer sgd --max_epochs 9": ["--optimizer", "adamw", "sgd"],
     "--resume last --schedule plateau --max_epochs 9": ["--schedule", "one_cycle", "plateau"],
-    "--resume last --model.optimizer_args.amsgrad true --max_epochs 9": ["amsgrad", "--weights"],
     "--resume runs/x/run --run_dir other --max_epochs 4": ["other", "another run"],
     "--resume last --run_dir nowhere": ["nowhere"],
 }

@@ -12,11 +12,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from data_modules import DATA_SETS, data_class
 from data_modules.base import ImageDataModule
 from lit_nn.classifier import LitClassifier
-from lit_nn.engine import distributed, option_checks
+from lit_nn.engine import option_checks
 from lit_nn.engine.callbacks import Checkpoints
-from lit_nn.engine.configuration import explain, plain_options, read_yaml
+from lit_nn.engine.configuration import explain, read_yaml
 from lit_nn.engine.console import quieten
-from lit_nn.engine.flags import FLAGS, to_dotted, values_of
+from lit_nn.engine.flags import FLAGS, to_dotted
 from lit_nn.engine.previous_run import new_run_dir, rebuild, starting_point
 from lit_nn.engine.resume import RunState
 from lit_nn.engine.trainer import build_trainer
@@ -28,28 +28,27 @@ DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels", "fit")  # 
 class LitCLI(LightningCLI):
     """Data module, classifier and Trainer, built from flat flags, dotted flags and YAML files.
 
-    Lightning's class parses and builds, in the order of the methods below. Then, inside of `run.running`, a method
-    of the Trainer is called. ``stage`` is fit, validate, test or predict, ``argv`` the words that follow it; ``tests``
-    says whether the best checkpoint is tested after the training. UsageError says what cannot be done.
+    Lightning's class calls the methods below in their order. ``stage`` is fit, validate, test or predict, ``argv`` what
+    follows it; ``tests``: whether the best checkpoint is tested then. UsageError says what cannot be done.
     """
 
     config: Any
     trainer: L.Trainer
     datamodule: ImageDataModule
     model: LitClassifier
+    state: RunState  # only there where something is written
 
     def __init__(self, stage: str, argv: Sequence[str], tests: bool = False) -> None:
         quieten()
-        self.stage, self.tests, self.launcher = stage, tests, distributed.launcher()
-        self.words = to_dotted(argv)
-        for file in values_of("--config", self.words):
+        self.stage, self.tests = stage, tests
+        self.given, words = to_dotted(argv)
+        for file in self.given.get("config", ()):
             read_yaml(Path(file))  # says what the parser would not
-        option_checks.check_words(stage, self.words)
+        option_checks.check_stage(stage, self.given)
         # The run that is continued; the checkpoint that is continued, validated or tested; the settings in it.
-        self.previous, self.checkpoint, self.settings = starting_point(stage, self.words)
+        self.previous, self.checkpoint, self.settings = starting_point(stage, self.given)
         self.run_dir: Path | None = None  # stays None where nothing is written
         self.checkpoints: Checkpoints | None = None
-        self.state: RunState  # only there where something is written
         self._failed: Exception | None = None  # what a constructor has raised
         try:
             super().__init__(
@@ -60,7 +59,7 @@ class LitCLI(LightningCLI):
                 trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0, "enable_model_summary": False},
                 seed_everything_default=42,
                 parser_kwargs={"prog": f"python -m lit_nn {stage}", "allow_abbrev": False, "exit_on_error": False},
-                args=self.words,
+                args=words,
                 run=False,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,  # would make checkpoints name a function to be imported
@@ -71,8 +70,6 @@ class LitCLI(LightningCLI):
             if not isinstance(error, argparse.ArgumentError):
                 raise
             raise UsageError(explain(error, self.parser)) from error
-
-    # --- parse --------------------------------------------------------------------------------------------------------
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The default data set, the options of this project, and what the classifier learns from the data set."""
@@ -105,28 +102,18 @@ class LitCLI(LightningCLI):
         before = parser.parse_object(self.settings) if self.settings else None
         self.config = config = parser.parse_args(args, namespace=before)
         # As they were typed: the parser takes a folder 1e3 for a number, and [a] for a list.
-        for folder in values_of("--data.data_dir", self.words):
-            config.data.init_args.data_dir = folder
-        for folder in values_of("--run_dir", self.words):
-            config.run_dir = folder
+        for option in {"data.data_dir", "run_dir"} & self.given.keys():
+            config[option.replace("data.", "data.init_args.")] = self.given[option]
         if self.previous is not None:
             config.ckpt_path = self.previous.path and str(self.previous.path)
             config.run_dir = config.run_dir or (self.previous.folder and str(self.previous.folder))
-        option_checks.check_split(self.checkpoint, before, config)
-        seed = option_checks.chosen_seed(config.seed_everything, launched=self.launcher is not None)
-        config.seed_everything = config.data.init_args.seed = seed
+        option_checks.check_seed(self.checkpoint, before, config)
 
     @property
     def data_name(self) -> str:
         """The name for ``--data`` of the data set, or its class if it is one of the user's own."""
         class_name = self.config.data.class_path.rpartition(".")[2]
         return next((name for name, cls in DATA_SETS.items() if cls == class_name), class_name)
-
-    def plain_config(self) -> dict[str, Any]:
-        """All options of this run as plain values, without the folder and the checkpoint it started from."""
-        return plain_options(self.parser, self.config)
-
-    # --- build --------------------------------------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
         """Build data module, classifier and Trainer."""
@@ -135,9 +122,9 @@ class LitCLI(LightningCLI):
             self.run_dir = new_run_dir(self.config, self.data_name, self.previous)
         elif not self.config.ckpt_path:
             raise UsageError(f"{self.stage} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
-        typed, folder = values_of("--data.data_dir", self.words), self.config.data.init_args.get("data_dir", "data")
-        chosen = [folder] if folder != "data" and self.previous is None else []  # in a file
-        option_checks.check_data_dir(self.data_name, typed or chosen)
+        in_file = self.config.data.init_args.get("data_dir", "data")
+        chosen = in_file if in_file != "data" and self.previous is None else None
+        option_checks.check_data_dir(self.data_name, self.given.get("data.data_dir", chosen))
         super().instantiate_classes()
         if self.stage != "fit":
             self.model = rebuild(self.checkpoint, self.datamodule)

@@ -17,23 +17,18 @@ from lit_nn.checkpoint import build_model, check_tensors, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine.configuration import flat, known_options, plain_settings, read_yaml, settings_of_data
 from lit_nn.engine.console import rank
-from lit_nn.engine.flags import values_of
 from lit_nn.engine.option_checks import refuse
 from lit_nn.errors import UsageError, other_classes
 
-# Options of optimizers with which they remember more of every weight.
-MORE_STATE = {"adam": ("amsgrad",), "adamw": ("amsgrad",), "rmsprop": ("centered", "momentum")}
-
 
 class PreviousRun:
-    """A run that was stopped, killed, or is to be made longer.
+    """The run of a checkpoint or folder, or with "last" or "best" that of ``run_dir``, or else the latest one.
 
-    ``given`` is a checkpoint, a run folder, or "last" or "best" of the last of ``run_dirs``, or else of the latest run.
     It is ``trusted`` if there is a ``--config``, from which the classes come that a checkpoint may not choose.
     """
 
-    def __init__(self, given: str, run_dirs: list[str], trusted: bool) -> None:
-        self.path, self.folder = _find(given, run_dirs)  # path: None if it has saved none; folder: None if in no run
+    def __init__(self, given: str, run_dir: str | None, trusted: bool) -> None:
+        self.path, self.folder = _find(given, run_dir)  # path: None if it has saved none; folder: None if in no run
         self.checkpoint: dict[str, Any] = {}
         if self.path is not None:
             self.checkpoint = read_checkpoint(self.path)
@@ -50,36 +45,21 @@ class PreviousRun:
 
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""
-        before, now = self.checkpoint["hyper_parameters"], classifier.hparams
-        others = other_classes(before["class_names"], now["class_names"])
-        misfit = check_tensors(classifier, self.checkpoint["state_dict"])
-        # Older versions went by the accuracy, but their schedule by the loss.
+        before, now = {"monitor": "val_acc", **self.checkpoint["hyper_parameters"]}, classifier.hparams
         plateau = "plateau" in (before.get("schedule"), now["schedule"])
-        monitored = before.get("monitor", "val_loss in its schedule only" if plateau else "val_acc")
-        args_before, args_now = before.get("optimizer_args") or {}, now["optimizer_args"] or {}
-        remembers = MORE_STATE.get(now["optimizer"], ())
-        more = [name for name in remembers if args_now.get(name) and not args_before.get(name)]
+        other = [name for name in ("net", "optimizer", "monitor") if before.get(name) != now[name]]
+        other += ["schedule"] if plateau and before.get("schedule") != now["schedule"] else []
+        cases = [f"--{name} {now[name]} cannot go on from {before.get(name)}; leave it out" for name in other]
+        if others := other_classes(before["class_names"], now["class_names"]):
+            cases.append(f"the data has {others}")
+        if misfit := check_tensors(classifier, self.checkpoint["state_dict"]):
+            cases.append(f"net {before.get('net')} cannot become {now['net']} as it is asked for ({misfit})")
         # FSDP numbers the parameters of an optimizer in the order of the layers, the others in that of its groups.
-        trained = [number for number, parameter in enumerate(classifier.parameters()) if parameter.requires_grad]
-        apart = [in_body and now["backbone_lr"] != 1 for in_body in classifier.in_body]
-        in_groups = sorted(trained, key=lambda number: (not apart[number], not classifier.decayed[number]))
-        saved = [n for group in self.checkpoint["optimizer_states"][0]["param_groups"] for n in group["params"]]
-        other_net = misfit or before.get("net") != now["net"]
-        other_strategy = isinstance(trainer.strategy, FSDPStrategy) and saved != in_groups
-        cases = {
-            f"the data has {others}": others,
-            f"net {before.get('net')} cannot become {now['net']} as it is asked for ({misfit})": other_net,
-            f"--model.optimizer_args.{more} needs a state that the checkpoint does not hold; leave it out": more,
-            "--strategy fsdp cannot use the optimizer's state of another strategy; keep that": other_strategy,
-        }
-        for name in ("optimizer", "schedule"):
-            old, new = before.get(name), now[name]
-            text = f"--{name} {new} cannot use the state of {old} that the checkpoint holds; leave out --{name}"
-            cases[text] = old != new and (name == "optimizer" or plateau)
-        text = f"--monitor {now['monitor']}: the run so far went by {monitored}; give the same"
-        cases[text] = monitored != now["monitor"]
-        for text, holds in cases.items():
-            refuse(holds, f"{self.path}: {text}, or start a new run, with --weights CKPT to take over what fits")
+        spread = str(self.checkpoint["settings"]["trainer"].get("strategy"))
+        if isinstance(trainer.strategy, FSDPStrategy) and "fsdp" not in spread.lower():
+            cases.append("--strategy fsdp cannot use the optimizer's state of another strategy; keep that")
+        if cases:
+            raise UsageError(f"{self.path}: {cases[0]}, or start a new run, with --weights CKPT to take over what fits")
 
     def is_complete(self, trainer: L.Trainer) -> str:
         """What has ended it and what is to be raised to go on; "" if it goes on."""
@@ -113,24 +93,24 @@ class PreviousRun:
                 shutil.copyfile(source, target)
 
 
-def starting_point(stage: str, words: list[str]) -> tuple[PreviousRun | None, dict[str, Any], dict[str, Any]]:
+def starting_point(stage: str, given: dict[str, Any]) -> tuple[PreviousRun | None, dict[str, Any], dict[str, Any]]:
     """The run that ``--resume`` continues, the checkpoint to continue, validate or test, and the settings in it."""
-    if not (given := values_of("--ckpt_path", words)):
+    if "ckpt_path" not in given:
         return None, {}, {}
     if stage != "fit":
-        checkpoint = read_checkpoint(given[-1])
-        return None, checkpoint, settings_of_data(checkpoint, Path(given[-1]))
-    refuse(values_of("--model.weights", words), "--weights is for the start of a run; leave it out with --resume")
-    previous = PreviousRun(given[-1], values_of("--run_dir", words), trusted=bool(values_of("--config", words)))
+        checkpoint = read_checkpoint(given["ckpt_path"])
+        return None, checkpoint, settings_of_data(checkpoint, Path(given["ckpt_path"]))
+    refuse("model.weights" in given, "--weights is for the start of a run; leave it out with --resume")
+    previous = PreviousRun(given["ckpt_path"], given.get("run_dir"), trusted="config" in given)
     return previous, previous.checkpoint, previous.settings
 
 
-def _find(given: str, run_dirs: list[str]) -> tuple[Path | None, Path | None]:
+def _find(given: str, run_dir: str | None) -> tuple[Path | None, Path | None]:
     """Checkpoint and folder; see `PreviousRun`."""
     if given not in ("last", "best"):
         folder = Path(given)
-    elif run_dirs:
-        folder = Path(run_dirs[-1])
+    elif run_dir:
+        folder = Path(run_dir)
     elif runs := [*Path("runs").glob("*/config.yaml"), *Path("runs").glob("*/*/config.yaml")]:
         folder = max(runs, key=lambda config: config.stat().st_mtime).parent
     else:
