@@ -43,15 +43,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint file as plain values, onto the CPU.
-
-    Returns:
-        What the Trainer stored: among others "state_dict", "hyper_parameters", "epoch" and "global_step".
-
-    Raises:
-        CheckpointError: If there is no such file, it is damaged, holds anything but tensors and plain values, or was
-            saved by a newer version.
-    """
+    """What the Trainer stored ("state_dict", "epoch", ...) as plain values on the CPU; CheckpointError if it is bad."""
     checkpoint = _read(path, is_ours=True)
     found = checkpoint if isinstance(checkpoint, dict) else {}
     if not all(isinstance(found.get(name), dict) for name in ("state_dict", "hyper_parameters")):

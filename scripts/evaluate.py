@@ -29,14 +29,9 @@ def main(words: list[str]) -> None:
     scores = list(found["macro"])
     texts = [[name, *(f"{row[score]:.2%}" for score in scores), f"{row['support']:,}"] for name, row in rows.items()]
     print_table(["class", *scores, "support"], texts, [*scores, "support"], title)
+    texts = [[name.replace("_", " "), f"{x:.4f}"] for name, x in found.items() if isinstance(x, float)]
     low, high = found["accuracy_interval_95"]
-    print(f"accuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {found['loss']:.4f}")
-    print(f"balanced accuracy {found['balanced_accuracy']:.2%}, top 3 {found['top_3_accuracy']:.2%}")
-    before = f"{found['uncalibrated_calibration_error']:.2%}, loss {found['uncalibrated_loss']:.4f}"
-    after = f"{found['calibration_error']:.2%} at temperature {found['temperature']:.3f}"
-    print(f"calibration error {after} (without it {before})")
-    if found["threshold"]:
-        print(f"sure of {found['sure']:.2%} of the images, {found['accuracy_where_sure']:.2%} of these are right")
+    print_table(["measure", "value"], [*texts, ["95 % of accuracy", f"{low:.4f} to {high:.4f}"]], ["value"])
     print(f"Report: {folder}")
 
 

@@ -31,7 +31,7 @@ def main(words: list[str]) -> None:
     except argparse.ArgumentError as error:
         unknown = [unknown_option(name, names) for name in given if name not in names]
         raise UsageError(unknown[0] if unknown else " ".join(str(error).split())) from error
-    check_data_dir(known.data, options["data_dir"] if "data_dir" in given else None)
+    check_data_dir(known.data, options.get("data_dir", "data"))
     sheet = Path(options.pop("sheet"))
     check_figure("--sheet", sheet)
     data = kind(**options)

@@ -17,7 +17,7 @@ from lit_nn.engine.callbacks import Checkpoints
 from lit_nn.engine.configuration import explain, read_yaml
 from lit_nn.engine.console import quieten
 from lit_nn.engine.flags import FLAGS, to_dotted
-from lit_nn.engine.previous_run import new_run_dir, rebuild, starting_point
+from lit_nn.engine.previous_run import StartingPoint, new_run_dir, rebuild
 from lit_nn.engine.resume import RunState
 from lit_nn.engine.trainer import build_trainer
 from lit_nn.errors import UsageError
@@ -45,8 +45,7 @@ class LitCLI(LightningCLI):
         for file in self.given.get("config", ()):
             read_yaml(Path(file))  # says what the parser would not
         option_checks.check_stage(stage, self.given)
-        # The run that is continued; the checkpoint that is continued, validated or tested; the settings in it.
-        self.previous, self.checkpoint, self.settings = starting_point(stage, self.given)
+        self.start = StartingPoint(stage, self.given)
         self.run_dir: Path | None = None  # stays None where nothing is written
         self.checkpoints: Checkpoints | None = None
         self._failed: Exception | None = None  # what a constructor has raised
@@ -93,21 +92,20 @@ class LitCLI(LightningCLI):
             raise
 
     def _described(self, name: str, data: ImageDataModule) -> Any:
-        if self.checkpoint and data.known_parts is None:  # before the first look at the images cuts other parts
-            data.known_parts = self.checkpoint.get("parts", {})
+        if self.start.checkpoint and data.known_parts is None:  # before the first look at the images cuts other parts
+            data.known_parts = self.start.checkpoint.get("parts", {})
         return self._build(getattr, data, name)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words given to the constructor, over the settings of the checkpoint."""
-        before = parser.parse_object(self.settings) if self.settings else None
+        before = parser.parse_object(self.start.settings) if self.start.settings else None
         self.config = config = parser.parse_args(args, namespace=before)
         # As they were typed: the parser takes a folder 1e3 for a number, and [a] for a list.
         for option in {"data.data_dir", "run_dir"} & self.given.keys():
             config[option.replace("data.", "data.init_args.")] = self.given[option]
-        if self.previous is not None:
-            config.ckpt_path = self.previous.path and str(self.previous.path)
-            config.run_dir = config.run_dir or (self.previous.folder and str(self.previous.folder))
-        option_checks.check_seed(self.checkpoint, before, config)
+        config.ckpt_path = self.start.path and str(self.start.path)
+        config.run_dir = config.run_dir or (self.start.folder and str(self.start.folder))
+        option_checks.check_seed(self.start.checkpoint, before, config)
 
     @property
     def data_name(self) -> str:
@@ -118,16 +116,14 @@ class LitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build data module, classifier and Trainer."""
         if self.stage == "fit":
-            option_checks.check_options(self.config, self.tests, self.previous is not None)
-            self.run_dir = new_run_dir(self.config, self.data_name, self.previous)
+            option_checks.check_options(self.config, self.tests, self.start.continues)
+            self.run_dir = new_run_dir(self.config, self.data_name, self.start.folder)
         elif not self.config.ckpt_path:
             raise UsageError(f"{self.stage} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
-        in_file = self.config.data.init_args.get("data_dir", "data")
-        chosen = in_file if in_file != "data" and self.previous is None else None
-        option_checks.check_data_dir(self.data_name, self.given.get("data.data_dir", chosen))
+        option_checks.check_data_dir(self.data_name, self.config.data.init_args.get("data_dir", "data"))
         super().instantiate_classes()
         if self.stage != "fit":
-            self.model = rebuild(self.checkpoint, self.datamodule)
+            self.model = rebuild(self.start.checkpoint, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer; when it fits, with what writes into the run folder."""

@@ -41,9 +41,9 @@ def check_options(config: Any, tests: bool, resumes: bool) -> None:
     refuse(resumes and trainer.fast_dev_run, "--fast_dev_run tries a new run; leave out --resume")
 
 
-def check_data_dir(data_name: str, folder: str | None) -> None:
+def check_data_dir(data_name: str, folder: str) -> None:
     """Refuse a folder that was chosen and that the data set would ignore."""
-    if folder is not None and data_name in DATA_SETS and not data_class(data_name).reads_data_dir:
+    if folder != "data" and data_name in DATA_SETS and not data_class(data_name).reads_data_dir:
         raise UsageError(
             f"--data_dir {folder}: the data set {data_name} reads no folder. For images of your own: "
             f"--data image_folder --data_dir {shlex.quote(folder)}"

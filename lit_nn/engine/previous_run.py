@@ -21,27 +21,35 @@ from lit_nn.engine.option_checks import refuse
 from lit_nn.errors import UsageError, other_classes
 
 
-class PreviousRun:
-    """The run of a checkpoint or folder, or with "last" or "best" that of ``run_dir``, or else the latest one.
+class StartingPoint:
+    """Where a stage begins: with nothing, or with the checkpoint that ``--ckpt_path`` continues, validates or tests.
 
-    It is ``trusted`` if there is a ``--config``, from which the classes come that a checkpoint may not choose.
+    The settings in a checkpoint may choose no classes, unless there is a ``--config``, from which these then come.
     """
 
-    def __init__(self, given: str, run_dir: str | None, trusted: bool) -> None:
-        self.path, self.folder = _find(given, run_dir)  # path: None if it has saved none; folder: None if in no run
-        self.checkpoint: dict[str, Any] = {}
-        if self.path is not None:
-            self.checkpoint = read_checkpoint(self.path)
-            self.settings = plain_settings(self.checkpoint, self.path, trusted)
-            # What the run began with is not asked for again: the checkpoint has the weights, and what belongs to them.
-            its = self.checkpoint["hyper_parameters"]
-            own = {"weights": "none", **{name: its[name] for name in ("net_args", "backbone_lr") if name in its}}
-            for settings in (self.settings, self.checkpoint["settings"]):
-                settings["model"].update(own)
-        else:
-            assert self.folder is not None
-            self.settings = known_options(read_yaml(self.folder / "config.yaml"))
-            rank_zero_only(print)(f"{self.folder} has no checkpoint yet: it starts again.")
+    def __init__(self, stage: str, given: dict[str, Any]) -> None:
+        self.continues, name = stage == "fit" and "ckpt_path" in given, given.get("ckpt_path")
+        self.path: Path | None = name and Path(name)  # of the checkpoint; None if the run has saved none
+        self.folder: Path | None = None  # of the run that is continued; None if the checkpoint is in no run
+        self.checkpoint, self.settings = dict[str, Any](), dict[str, Any]()
+        if self.continues:
+            refuse("model.weights" in given, "--weights is for the start of a run; leave it out with --resume")
+            self.path, self.folder = _find(given["ckpt_path"], given.get("run_dir"))
+        if self.path is None:
+            if self.folder is not None:
+                self.settings = known_options(read_yaml(self.folder / "config.yaml"))
+                rank_zero_only(print)(f"{self.folder} has no checkpoint yet: it starts again.")
+            return
+        self.checkpoint = read_checkpoint(self.path)
+        if not self.continues:
+            self.settings = settings_of_data(self.checkpoint, self.path)
+            return
+        self.settings = plain_settings(self.checkpoint, self.path, trusted="config" in given)
+        # What the run began with is not asked for again: the checkpoint has the weights, and what belongs to them.
+        its = self.checkpoint["hyper_parameters"]
+        own = {"weights": "none", **{name: its[name] for name in ("net_args", "backbone_lr") if name in its}}
+        for settings in (self.settings, self.checkpoint["settings"]):
+            settings["model"].update(own)
 
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""
@@ -93,20 +101,8 @@ class PreviousRun:
                 shutil.copyfile(source, target)
 
 
-def starting_point(stage: str, given: dict[str, Any]) -> tuple[PreviousRun | None, dict[str, Any], dict[str, Any]]:
-    """The run that ``--resume`` continues, the checkpoint to continue, validate or test, and the settings in it."""
-    if "ckpt_path" not in given:
-        return None, {}, {}
-    if stage != "fit":
-        checkpoint = read_checkpoint(given["ckpt_path"])
-        return None, checkpoint, settings_of_data(checkpoint, Path(given["ckpt_path"]))
-    refuse("model.weights" in given, "--weights is for the start of a run; leave it out with --resume")
-    previous = PreviousRun(given["ckpt_path"], given.get("run_dir"), trusted="config" in given)
-    return previous, previous.checkpoint, previous.settings
-
-
 def _find(given: str, run_dir: str | None) -> tuple[Path | None, Path | None]:
-    """Checkpoint and folder; see `PreviousRun`."""
+    """Checkpoint and folder of a checkpoint, of a run folder, or of "last" or "best" in ``run_dir`` or the latest run."""
     if given not in ("last", "best"):
         folder = Path(given)
     elif run_dir:
@@ -140,7 +136,7 @@ def rebuild(checkpoint: dict[str, Any], data: ImageDataModule) -> LitClassifier:
     return classifier
 
 
-def new_run_dir(config: Any, data_name: str, previous: PreviousRun | None) -> Path | None:
+def new_run_dir(config: Any, data_name: str, continued: Path | None) -> Path | None:
     """The folder for what a training writes: the one asked for, or a new one; None if it only tries out."""
     if config.trainer.fast_dev_run:
         return None
@@ -148,7 +144,6 @@ def new_run_dir(config: Any, data_name: str, previous: PreviousRun | None) -> Pa
         kind = f"{data_name}-{config.model.net.replace('/', '-')}"
         return Path("runs", kind, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
     folder = Path(os.path.expanduser(config.run_dir))  # noqa: PTH111 (Path's own raises where there is no home)
-    continued = previous.folder if previous else None
     other = (folder / "config.yaml").exists() and not (continued and folder.resolve() == continued.resolve())
     if other and rank() == 0:  # which has just written it for the rest
         raise UsageError(f"{folder} holds another run; give a new --run_dir, or continue that run with --resume")

@@ -29,7 +29,6 @@ from lit_nn.engine.callbacks import to_continue
 from lit_nn.engine.cli import DESCRIPTION, LitCLI
 from lit_nn.engine.configuration import flat, plain_options, write_yaml
 from lit_nn.engine.lean_loop import LeanEpochLoop
-from lit_nn.engine.previous_run import PreviousRun
 from lit_nn.errors import Ended, UsageError, brief
 from lit_nn.nets import count_parameters
 from lit_nn.trained.calibrate import calibration_error, temperature, threshold
@@ -48,9 +47,9 @@ PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken
 @contextlib.contextmanager
 def running(cli: LitCLI) -> Iterator[None]:
     """Prepare a stage, hold the run folder meanwhile, and say shortly what goes wrong that a user can mend."""
-    trainer = cli.trainer
+    trainer, holds = cli.trainer, cli.run_dir is not None and cli.trainer.is_global_zero
     try:
-        with _held(cli.run_dir if trainer.is_global_zero else None):
+        with FileLock(f"{cli.run_dir}/.lock", timeout=0) if holds else contextlib.nullcontext():
             if cli.stage == "fit":
                 _prepare_training(cli)
                 if cli.config.compile:
@@ -58,6 +57,9 @@ def running(cli: LitCLI) -> Iterator[None]:
             elif changes := cli.datamodule.part_changes():
                 rank_zero_only(print)(changes)
             yield
+    except Timeout as error:
+        text = f"{cli.run_dir} is being trained by another process; wait for it, or give another --run_dir"
+        raise UsageError(text) from error
     except FloatingPointError as error:
         if cli.stage != "fit":
             raise Ended(str(error)) from error
@@ -82,30 +84,12 @@ def running(cli: LitCLI) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _held(folder: Path | None) -> Iterator[None]:
-    """Keep other processes from training in the same folder meanwhile, or as long as this one lives."""
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(FileLock(folder / ".lock", timeout=0))
-        except Timeout as error:
-            text = f"{folder} is being trained by another process; wait for it, or give another --run_dir"
-            raise UsageError(text) from error
-        except NotImplementedError:
-            pass  # a file system without locks
-        yield
-
-
 def _prepare_training(cli: LitCLI) -> None:
     """Say what will be trained and what is different in a continued run, write down the configuration."""
-    trainer, model, data, config, previous = cli.trainer, cli.model, cli.datamodule, cli.config, cli.previous
+    trainer, model, data, config, start = cli.trainer, cli.model, cli.datamodule, cli.config, cli.start
     trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer)
-    if previous is not None and previous.path is not None:
-        _continue(cli, previous)
+    if start.path is not None:
+        _continue(cli)
     elif model.account:
         rank_zero_only(print)(model.account)
     if not trainer.is_global_zero:
@@ -136,8 +120,7 @@ def _prepare_training(cli: LitCLI) -> None:
                 "run, or lay out a test part"
             )
     if cli.run_dir is not None:
-        if previous is not None:
-            previous.copy_to(cli.run_dir)
+        start.copy_to(cli.run_dir)
         write_yaml(plain_options(cli.parser, config), cli.run_dir / "config.yaml")
     if isinstance(trainer.logger, TensorBoardLogger):
         _show_what_goes_in(trainer.logger, model, data)
@@ -159,11 +142,12 @@ def _show_what_goes_in(logger: TensorBoardLogger, model: LitClassifier, data: Im
     model.net.train()
 
 
-def _continue(cli: LitCLI, previous: PreviousRun) -> None:
-    previous.check(cli.model, cli.trainer)
-    rank_zero_only(print)(previous.describe(dict(flat(plain_options(cli.parser, cli.config)))))
-    if reason := previous.is_complete(cli.trainer):
-        epochs, result = previous.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
+def _continue(cli: LitCLI) -> None:
+    start = cli.start
+    start.check(cli.model, cli.trainer)
+    rank_zero_only(print)(start.describe(dict(flat(plain_options(cli.parser, cli.config)))))
+    if reason := start.is_complete(cli.trainer):
+        epochs, result = start.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
         if not cli.tests or (result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs):
             raise Ended(f"Nothing left to do: the run ended after {reason}.", exit_status=0)
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing

@@ -41,21 +41,22 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
         callbacks.append(ProgressBar())
     if cli.stage != "fit":
         given["logger"] = False
-    elif config.ema is not None:
-        callbacks.append(EMA(decay=config.ema))
-    if cli.stage == "fit" and config.cache_features:
-        changed = ",".join(cli.datamodule.augment.names)
-        text = f"--cache_features keeps each image as it is, and --augment {changed} changes it; give --augment none"
-        refuse(changed, f"{text} (mirrored views are kept by --flip_in_eval)")
-        callbacks.append(KeepFeatures())
-    if cli.stage == "fit" and config.early_stopping is not None:
-        monitor, mode = cli.model.hparams["monitor"], cli.model.mode
-        callbacks.append(EarlyStopping(monitor, patience=config.early_stopping, mode=mode))
+    else:
+        if config.ema is not None:
+            callbacks.append(EMA(decay=config.ema))
+        if config.cache_features:
+            changed = ",".join(cli.datamodule.augment.names)
+            text = f"--cache_features keeps images as they are, and --augment {changed} changes it; give --augment none"
+            refuse(changed, f"{text} (mirrored views are kept by --flip_in_eval)")
+            callbacks.append(KeepFeatures())
+        if config.early_stopping is not None:
+            monitor, mode = cli.model.hparams["monitor"], cli.model.mode
+            callbacks.append(EarlyStopping(monitor, patience=config.early_stopping, mode=mode))
     if cli.run_dir is not None:
         given["default_root_dir"] = given["default_root_dir"] or str(cli.run_dir)
         if given["logger"] in (None, True):
             options: dict[str, Any] = {"name": "", "version": "", "default_hp_metric": False}
-            options["purge_step"] = cli.checkpoint.get("global_step")  # hide what came after
+            options["purge_step"] = cli.start.checkpoint.get("global_step")  # hide what came after
             given["logger"] = TensorBoardLogger(cli.run_dir, **options)
         if given["enable_checkpointing"] is not False:
             folder = cli.run_dir / "checkpoints"
