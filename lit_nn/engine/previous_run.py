@@ -102,7 +102,7 @@ class StartingPoint:
 
 
 def _find(given: str, run_dir: str | None) -> tuple[Path | None, Path | None]:
-    """Checkpoint and folder of a checkpoint, of a run folder, or of "last" or "best" in ``run_dir`` or the latest run."""
+    """Checkpoint and folder of a checkpoint, of a run folder, or of "last" or "best" in ``run_dir`` or the last run."""
     if given not in ("last", "best"):
         folder = Path(given)
     elif run_dir:
