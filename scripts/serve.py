@@ -30,7 +30,7 @@ def main(words: list[str]) -> None:
         parser.add_argument(f"--{one.name}", type=type(one.default), default=one.default, metavar="N", help=text)
     options = parser.parse_args(words)
     limits = Limits(**{one.name: getattr(options, one.name) for one in fields(Limits)})
-    if low := [f"--{name} {value}" for name, value in vars(limits).items() if value < 1]:
+    if low := [f"--{name} {value}" for name, value in vars(limits).items() if value < (name != "batch_wait")]:
         raise UsageError(f"{low[0]}: it must be at least 1")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UsageError(f"--threshold is {options.threshold}; it is a probability, 0 to 1")

@@ -207,16 +207,12 @@ def test_a_key_is_asked_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.posix
 def test_sigterm_answers_what_has_come(model: Path) -> None:
     request = f"POST /predict HTTP/1.1\r\ncontent-length: {len(BOOT)}\r\n\r\n".encode() + BOOT
-    with serve(model) as served:
-        idle, *others = (socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(9))
-        for client in others:
-            client.sendall(request[:-9])
+    with serve(model, "--batch_wait", 400) as served, ThreadPoolExecutor(9) as pool:
+        idle = socket.create_connection(("127.0.0.1", served.port))
+        answers = [pool.submit(served.send, request) for _ in range(8)]
         time.sleep(0.2)
         served.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        for client in others:  # the rest of what has begun to come
-            client.sendall(request[-9:])
-            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        assert [answer.result() for answer in answers] == [200] * 8
         assert served.process.wait(10) == 0
         assert served.process.stderr is not None
         assert served.process.stderr.read() == ""

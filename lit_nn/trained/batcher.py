@@ -34,6 +34,7 @@ class Limits:
     max_memory: int = field(default=256_000_000, metadata={"help": "bytes of all requests together"})
     max_connections: int = field(default=900, metadata={"help": "clients at once; a process may open 1,024 files"})
     batch_size: int = field(default=8, metadata={"help": "most images that go through the model at once"})
+    batch_wait: float = field(default=0.0, metadata={"help": "milliseconds that a batch waits for further images"})
     threads: int = field(default=os.cpu_count() or 1, metadata={"help": "that decode and run the model"})
 
 
@@ -60,6 +61,7 @@ class Batcher:
         self.model, self.limits, self.waiting, self.big = model, limits, deque[Item](), ThreadPoolExecutor(1)
         self.free, self.batches, self.images = limits.threads, 0, 0
         self.loop, self.pool = asyncio.get_running_loop(), ThreadPoolExecutor(limits.threads)
+        self.timer: asyncio.TimerHandle | None = None
 
     async def name(self, files: list[bytes], top_k: int) -> list[Prediction | Refusal]:
         """What image files show, each; raises `Refusal` if the queue is full."""
@@ -67,7 +69,10 @@ class Batcher:
             raise Refusal(429, f"{len(self.waiting)} images are waiting already; try again in a second.")
         items = [Item(file, top_k, self.loop.create_future()) for file in files]
         self.waiting += items
-        self._start()
+        if len(self.waiting) >= self.limits.batch_size or not self.limits.batch_wait:
+            self._start()
+        elif not self.timer:
+            self.timer = self.loop.call_later(self.limits.batch_wait / 1000, self._start)
         try:
             return [await item.found for item in items]
         finally:  # there may have been no time for them
@@ -76,6 +81,9 @@ class Batcher:
 
     def _start(self) -> None:
         """Give what waits to the free threads, in equal parts."""
+        if self.timer:
+            self.timer.cancel()
+            self.timer = None
         while self.free and self.waiting:
             count = min(self.limits.batch_size, math.ceil(len(self.waiting) / self.free))
             batch = [item for item in (self.waiting.popleft() for _ in range(count)) if not item.found.done()]
