@@ -1,8 +1,7 @@
 """Search for the options with the best validation accuracy; --help lists the options, docs/sweep.md explains them.
 
-Optuna chooses options. Each choice, a trial, is ``python -m lit_nn fit`` in a process of its own. A search that trains
-a trial holds its lock, which the system takes away from the dead; the next search that comes across a trial neither
-finished nor locked continues it. So a second worker, or going on after a kill, is the same command once more.
+Each choice of Optuna's, a trial, is ``python -m lit_nn fit`` in a process of its own. A search holds its trial's lock,
+which the system takes away from the dead; the next search that finds a trial neither finished nor locked continues it.
 """
 
 import contextlib

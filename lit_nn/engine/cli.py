@@ -26,10 +26,9 @@ DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels", "fit")  # 
 
 
 class LitCLI(LightningCLI):
-    """Data module, classifier and Trainer, built from flat flags, dotted flags and YAML files.
+    """Data module, classifier and Trainer of a stage: fit, validate, test, predict. UsageError if that cannot be done.
 
-    Lightning's class calls the methods below in their order. ``stage`` is fit, validate, test or predict, ``argv`` what
-    follows it; ``tests``: whether the best checkpoint is tested then. UsageError says what cannot be done.
+    Lightning's class calls the methods below in their order. ``tests``: whether the best checkpoint is tested then.
     """
 
     config: Any
@@ -63,12 +62,10 @@ class LitCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,  # would make checkpoints name a function to be imported
             )
-        except (argparse.ArgumentError, ValueError) as error:
-            if self._failed is not None:
-                raise self._failed from None
-            if not isinstance(error, argparse.ArgumentError):
-                raise
-            raise UsageError(explain(error, self.parser)) from error
+        except argparse.ArgumentError as error:
+            raise self._failed or UsageError(explain(error, self.parser)) from None
+        except ValueError as error:
+            raise self._failed or error from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The default data set, the options of this project, and what the classifier learns from the data set."""

@@ -43,8 +43,6 @@ def check_figure(option: str, path: Path) -> None:
     """Refuse a file that no figure can be drawn into, before the work of which the figure is the end."""
     if path.suffix.lower() not in FIGURES:
         raise UsageError(f"{option} {path}: the file's name must end in {', '.join(FIGURES)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
 
 
 def rank() -> int:

@@ -213,8 +213,6 @@ def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
     model.threshold = threshold(shares, labels, accept) if accept else 0.0
     errors = " -> ".join(f"{calibration_error(one, labels):.2%}" for one in (logits.softmax(1), shares))
     text = f"On {len(labels):,} validation images: temperature {model.temperature:.3f}, calibration error {errors}"
-    if accept and model.threshold == 1:
-        return f"{text}; --accept {accept:g} is out of reach, so the model is never sure"
     sure = (shares.amax(1) >= model.threshold).double().mean().item()
     return text + (f"; sure from {model.threshold:.2%} on, about {sure:.2%} of the images" if accept else "")
 
@@ -230,13 +228,11 @@ def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClass
     options |= {"data": cli.data_name, "batch_size": data.batch_size, "seed": data.seed}
     options |= {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     logger.log_hyperparams(options, {f"final/{name}": result[name] for name in ("test_acc", "test_loss", "val_acc")})
-    if data.features:  # which the test went by: figures of all images are evaluate.py's work
-        logger.finalize("success")
-        return
-    answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
-    for name, figure in ("confusion", confusion_figure), ("mistakes", mistakes_figure):
+    if not data.features:  # else the test went by these: figures of all images are evaluate.py's work
+        answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
         title = f"{model.net_name} on the test images of {type(data).__name__}"
-        logger.experiment.add_figure(f"test/{name}", figure(answers, title))
+        logger.experiment.add_figure("test/confusion", confusion_figure(answers, title))
+        logger.experiment.add_figure("test/mistakes", mistakes_figure(answers, title))
     logger.finalize("success")
 
 
