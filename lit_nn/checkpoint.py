@@ -50,18 +50,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of a LitClassifier")
     saved_as = found.get("format", CHECKPOINT_FORMAT)
     if not isinstance(saved_as, int) or saved_as > CHECKPOINT_FORMAT:
-        raise CheckpointError(
-            f"{path}: saved in format {saved_as}, this version of lit-nn reads up to {CHECKPOINT_FORMAT}; update it"
-        )
+        raise CheckpointError(f"{path}: saved in format {saved_as}, this lit-nn reads {CHECKPOINT_FORMAT}; update it")
     return found
 
 
 def _read(path: str | os.PathLike[str], is_ours: bool) -> Any:
     """What a file holds, as plain values on the CPU; nothing that it names is run."""
     if not Path(path).is_file():
-        raise CheckpointError(
-            f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{best_of_run(path)}"
-        )
+        hint = f"a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{best_of_run(path)}"
+        raise CheckpointError(f"{path}: no such file; {hint}")
     try:
         if str(path).endswith(".safetensors"):
             from safetensors.torch import load_file
@@ -147,10 +144,8 @@ def build_model(
             model.load_state_dict(tensors)
         model.arrange_memory()
     except Exception as error:  # hyper-parameters can be anything
-        raise ModelError(
-            f"does not fit the networks of this project: {brief(error)}. (Of a network of your own: "
-            "load_classifier(path, net=MyNet()))"
-        ) from error
+        hint = "(Of a network of your own: load_classifier(path, net=MyNet()))"
+        raise ModelError(f"does not fit the networks of this project: {brief(error)}. {hint}") from error
     return model.eval()
 
 
@@ -205,10 +200,9 @@ def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> str:
     offered = max(renamed, key=lambda found: sum(name in own for name in found))
     taken = {name: offered[name] for name in own if name in offered and own[name].shape == offered[name].shape}
     if 2 * len(taken) < sum(not name.endswith("num_batches_tracked") for name in own):
-        raise CheckpointError(
-            f"{path} is of another network: of the {len(own)} tensors here, only {len(taken)} have the name and shape "
-            f"of one in the file; lacking is for instance {min(own.keys() - taken.keys())}"
-        )
+        found = f"of the {len(own)} tensors here, only {len(taken)} have the name and shape of one in the file"
+        lacking = f"lacking is for instance {min(own.keys() - taken.keys())}"
+        raise CheckpointError(f"{path} is of another network: {found}; {lacking}")
     weights = [tensor for tensor in taken.values() if tensor.ndim > 1]
     if not any(weight.any() for weight in weights) or not all(tensor.isfinite().all() for tensor in taken.values()):
         raise CheckpointError(f"{path} holds zeros or undefined numbers where the weights should be")

@@ -41,10 +41,8 @@ def read_space(path: Path) -> dict[str, Any]:
                 kind: Any = IntDistribution if whole else FloatDistribution  # for which YAML takes 1e-4 for a word
                 space[option] = kind(**{n: v if whole or n == "log" else float(v) for n, v in given.items()})
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{place}: {' '.join(str(error).split())}. The search space comes first, a YAML file with a list or range "
-            "for each option: optimizer: [adamw, nesterov] or lr: {low: 1e-4, high: 1e-2, log: true}"
-        ) from error
+        hint = "The search space comes first, a YAML file with a list or range for each option; see docs/sweep.md"
+        raise UsageError(f"{place}: {' '.join(str(error).split())}. {hint}") from error
     return space
 
 
@@ -53,12 +51,9 @@ def check(space: dict[str, Any], fixed: list[str]) -> Any:
     from lit_nn.engine.cli import LitCLI  # only now: it imports Lightning, which takes seconds
 
     ends = [[f"--{o}={v}" for v in getattr(d, "choices", None) or (d.low, d.high)] for o, d in space.items()]
-    logging.disable(logging.INFO)  # what Lightning says of every Trainer
-    try:
-        for number in range(max([1, *map(len, ends)])):
-            built = LitCLI("fit", [*fixed, *(words[number % len(words)] for words in ends)])
-    finally:
-        logging.disable(logging.NOTSET)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # or it says the same of every Trainer
+    for number in range(max([1, *map(len, ends)])):
+        built = LitCLI("fit", [*fixed, *(words[number % len(words)] for words in ends)])
     return built.config
 
 

@@ -106,10 +106,8 @@ def plain_settings(checkpoint: dict[str, Any], path: Path, trusted: bool) -> dic
     settings = known_options(settings)
     for group, name, value in [*_classes(settings)]:
         if not trusted:
-            raise UsageError(
-                f"{path} names {value} for {group}.{name}; a checkpoint chooses no classes. "
-                "If you trust it, say so by --config RUN_DIR/config.yaml"
-            )
+            text = "a checkpoint chooses no classes. If you trust it, say so by --config RUN_DIR/config.yaml"
+            raise UsageError(f"{path} names {value} for {group}.{name}; {text}")
         settings[group].pop(name)
     return settings
 

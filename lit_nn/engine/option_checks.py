@@ -43,11 +43,9 @@ def check_options(config: Any, tests: bool, resumes: bool) -> None:
 
 def check_data_dir(data_name: str, folder: str) -> None:
     """Refuse a folder that was chosen and that the data set would ignore."""
-    if folder != "data" and data_name in DATA_SETS and not data_class(data_name).reads_data_dir:
-        raise UsageError(
-            f"--data_dir {folder}: the data set {data_name} reads no folder. For images of your own: "
-            f"--data image_folder --data_dir {shlex.quote(folder)}"
-        )
+    instead = f"For images of your own: --data image_folder --data_dir {shlex.quote(folder)}"
+    useless = folder != "data" and data_name in DATA_SETS and not data_class(data_name).reads_data_dir
+    refuse(useless, f"--data_dir {folder}: the data set {data_name} reads no folder. {instead}")
 
 
 def check_seed(checkpoint: dict[str, Any], before: Any, now: Any) -> None:

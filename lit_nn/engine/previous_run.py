@@ -125,11 +125,9 @@ def rebuild(checkpoint: dict[str, Any], data: ImageDataModule) -> LitClassifier:
     arguments, tensors = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     shape, trained_on = tuple(data.image_shape), tuple(arguments["image_shape"])
     others = other_classes(arguments["class_names"], data.class_names)
-    if others or shape != trained_on:
-        what = others or f"images {shape}, the checkpoint is for {trained_on}"
-        raise UsageError(
-            f"{type(data).__name__} has {what}; choose other data with --data, --data_dir, --data.image_size"
-        )
+    what = others or f"images {shape}, the checkpoint is for {trained_on}"
+    text = f"{type(data).__name__} has {what}; choose other data with --data, --data_dir, --data.image_size"
+    refuse(others or shape != trained_on, text)
     build_model(arguments, tensors)  # says what does not fit, before any memory is taken
     classifier = LitClassifier(**arguments)
     classifier.load_state_dict(tensors)

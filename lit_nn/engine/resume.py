@@ -80,10 +80,9 @@ class RunState(Callback):
         if not same_processes and trainer.is_global_zero:
             print(f"It had {len(before)} processes, now {trainer.world_size}: not the same numbers to the last bit.")
         if loop.restarted_mid_epoch and same_batches:
-            if same_processes:
-                restore_metric_state(pl_module, [before[trainer.global_rank]["metrics"]])
-            elif trainer.is_global_zero:  # metrics are sums: it does not matter who has them
-                restore_metric_state(pl_module, [process["metrics"] for process in before])
+            if same_processes or trainer.is_global_zero:  # metrics are sums: it does not matter who has them
+                mine = [before[trainer.global_rank]] if same_processes else before
+                restore_metric_state(pl_module, [process["metrics"] for process in mine])
         else:
             if loop.restarted_mid_epoch and trainer.is_global_zero:
                 print("The batches are not those of before: the epoch starts again from its first image.")

@@ -70,10 +70,9 @@ def running(cli: LitCLI) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError) as error:
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text:
-            raise Ended(
-                f"the memory of {trainer.strategy.root_device} is full with batches of {cli.datamodule.batch_size} "
-                "images; give a smaller --batch_size, which --trainer.accumulate_grad_batches makes up for"
-            ) from error
+            full = f"{trainer.strategy.root_device} is full with batches of {cli.datamodule.batch_size} images"
+            hint = "give a smaller --batch_size, which --trainer.accumulate_grad_batches makes up for"
+            raise Ended(f"the memory of {full}; {hint}") from error
         for part, hint in HINTS.items():
             if re.search(part, text):
                 raise UsageError(f"{re.split(', but| because', brief(error))[0]}; {hint}") from error
@@ -95,30 +94,24 @@ def _prepare_training(cli: LitCLI) -> None:
     if not trainer.is_global_zero:
         return
     data.prepare_data()  # the other processes wait for this one
-    parts = ", ".join(f"{len(data.split(part)[2]):,} {part}" for part in SPLITS)
-    print(
-        f"{model.net_name} ({count_parameters(model.net):,} parameters) on {cli.data_name} "
-        f"({parts} images, {len(data.class_names)} classes)"
-    )
+    net, parts = model.net_name, ", ".join(f"{len(data.split(part)[2]):,} {part}" for part in SPLITS)
+    images = f"{cli.data_name} ({parts} images, {len(data.class_names)} classes)"
+    print(f"{net} ({count_parameters(model.net):,} parameters) on {images}")
     if changes := data.part_changes():
         print(changes)
     height, width = model.image_shape[1:]
     if min(height, width) >= 64 and model.net_size and 2 * max(model.net_size) <= min(height, width):
-        print(
-            f"{model.net_name} looks at images of {width} x {height} pixels at {model.net_size[1]} x "
-            f"{model.net_size[0]}; for photographs: --config configs/photos_minute.yaml or configs/photos_best.yaml"
-        )
+        sizes = f"{width} x {height} pixels at {model.net_size[1]} x {model.net_size[0]}"
+        print(f"{net} looks at images of {sizes}; for photographs: --config configs/photos_minute.yaml")
     if model.account and (tested := data.parts().get("test")) is not None:
         had: dict[str, torch.Tensor] = {}
         with contextlib.suppress(CheckpointError):  # other weights do not say what they were trained on
             had = read_checkpoint(os.path.expanduser(config.model.weights)).get("parts", {})  # noqa: PTH111
         seen = [had[part].numpy() for part in ("train", "val") if part in had]
         if seen and (count := among(tested.numpy(), np.concatenate(seen)).sum()):
-            print(
-                f"warning: {config.model.weights} was trained on {count} of the images that are to be tested, or on "
-                "their groups, so the test will look better than it is; give --seed and --data.test_fraction of that "
-                "run, or lay out a test part"
-            )
+            text = f"{config.model.weights} was trained on {count} of the images that are to be tested (or groups)"
+            hint = "give --seed and --data.test_fraction of that run, or lay out a test part"
+            print(f"warning: {text}, so the test will look better than it is; {hint}")
     if cli.run_dir is not None:
         start.copy_to(cli.run_dir)
         write_yaml(plain_options(cli.parser, config), cli.run_dir / "config.yaml")
@@ -188,11 +181,9 @@ def test_best(cli: LitCLI) -> None:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if isinstance(trainer.logger, TensorBoardLogger):
         _show_in_tensorboard(cli, trainer.logger, model, result)
-    print(
-        f"\nTest accuracy {result['test_acc']:.2%} (loss {result['test_loss']:.4f}), "
-        f"validation {result['val_acc']:.2%}; {epochs} epochs in {seconds:.1f} s "
-        f"on {trainer.strategy.root_device.type}.\nRun folder: {run_dir}"
-    )
+    reached = f"{result['test_acc']:.2%} (loss {result['test_loss']:.4f}), validation {result['val_acc']:.2%}"
+    spent = f"{epochs} epochs in {seconds:.1f} s on {trainer.strategy.root_device.type}"
+    print(f"\nTest accuracy {reached}; {spent}.\nRun folder: {run_dir}")
     if best is not None:
         runs, file = shlex.quote(str(run_dir.parent)), shlex.quote(str(best))
         scripts = [f"python scripts/{name}.py {file}" for name in ("evaluate", "export", "predict")]
