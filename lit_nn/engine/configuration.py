@@ -78,10 +78,7 @@ def write_yaml(options: dict[str, Any], path: Path) -> None:
 
 def plain_options(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """All options of a run as plain values, without its folder and the checkpoint it started from."""
-    config = config.clone()
-    for name in ("config", "run_dir", "ckpt_path"):
-        config.pop(name, None)
-    plain = json.loads(parser.dump(config, format="json", skip_unset=False))
+    plain = known_options(json.loads(parser.dump(config, format="json", skip_unset=False)))
     texts = {name: text for name, text in vars(config.data.init_args).items() if isinstance(text, str)}
     plain["data"]["init_args"] |= texts  # the dump takes a folder 1e3 for a number
     return plain
