@@ -1,7 +1,6 @@
 """The flat flags (``--net lenet``), each short for a dotted option of the LightningCLI. No torch here."""
 
 import argparse
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +8,8 @@ from data_modules import DATA_SETS
 from lit_nn.engine.console import CommandParser
 from lit_nn.errors import look_up
 
-HELP = """Each is short for a dotted option, which may be given as well (--model.lr is --lr).
-All of these: python -m lit_nn fit --help, of a data set: fit --data.help NAME, networks': scripts/inspect_model.py"""
-
+HELP = """Each is short for a dotted option, which does as well (--model.lr is --lr). All of them: python -m lit_nn fit
+--help; of a data set: python -m lit_nn fit --data.help NAME; of a network: scripts/inspect_model.py --list"""
 OTHERS = ("--help", "--print_config", "--model", "--trainer")  # flat names that the LightningCLI has itself
 
 
@@ -71,10 +69,9 @@ FLAGS = [
 
 def flag_parser(nets: Iterable[str] = (), augment: Iterable[str] = ()) -> CommandParser:
     """The parser of scripts/train.py, which takes each flag by its flat name and by its dotted one."""
-    layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=26)
-    more: dict[str, Any] = {"usage": "%(prog)s [--NAME VALUE ...]", "epilog": HELP, "formatter_class": layout}
-    more |= {"add_help": False, "argument_default": argparse.SUPPRESS}
+    more: dict[str, Any] = {"add_help": False, "argument_default": argparse.SUPPRESS, "epilog": HELP}
     parser = CommandParser("train", "Train an image classifier, then test its best checkpoint.", **more)
+    parser.usage = "%(prog)s [--NAME VALUE ...]"
     for flag in (*FLAGS, Flag("data.help", "data.help", "", "")):
         more = {"nargs": "?", "const": "true"} if flag.default == "false" else {}
         more |= {"action": "append"} if flag.name == "config" else {}
