@@ -182,7 +182,7 @@ def test_two_processes_become_one_and_two_again_inside_an_epoch(tmp_path: Path) 
     ("launcher", "words", "message"),
     [
         ("torchrun", ["--devices", "3"], "You set `devices=3` .* does not match the world size"),
-        ("torchrun", ["--seed", "true"], "--seed true"),
+        ("torchrun", ["--seed", "true"], "--seed is True"),
         ("torchrun", ["--data", "image_folder", "--data_dir", "nowhere"], "nowhere is not a folder"),
         ("two machines", ["--run_dir", "taken"], "taken holds another run"),
     ],

@@ -314,7 +314,6 @@ REFUSED = {
     "--resume last --data cifar10": ["last.ckpt", "classes"],
     "--resume last --optimizer sgd --max_epochs 9": ["--optimizer", "adamw", "sgd"],
     "--resume last --schedule plateau --max_epochs 9": ["--schedule", "one_cycle", "plateau"],
-    "--resume last --model.optimizer_args.amsgrad true --max_epochs 9": ["amsgrad", "--weights"],
     "--resume runs/x/run --run_dir other --max_epochs 4": ["other", "another run"],
     "--resume last --run_dir nowhere": ["nowhere"],
 }
@@ -358,6 +357,7 @@ def test_the_average_is_that_of_all_steps(precision: str, tmp_path: Path, monkey
         for name, value in weights.items():
             average[name] = 0.9 * average[name] + 0.1 * value.float() if value.is_floating_point() else value
     checkpoint = load(run / "checkpoints" / "last.ckpt")
-    torch.testing.assert_close(checkpoint["state_dict"], average)
+    tolerance = 1e-2 if precision == "bf16-true" else 1e-5  # at each validation the average is rounded as the weights
+    torch.testing.assert_close(checkpoint["state_dict"], average, rtol=tolerance, atol=tolerance)
     assert checkpoint["averaging_state"] == {"n_averaged": 4}
     torch.testing.assert_close(checkpoint["current_model_state"], later[-1], rtol=0, atol=0)

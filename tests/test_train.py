@@ -25,7 +25,7 @@ from data_modules import DATA_SETS, FashionMNISTSample
 from data_modules.augment import AUGMENTATIONS
 from lit_nn import LitClassifier, load_classifier
 from lit_nn.__main__ import main as lightning_cli
-from lit_nn.checkpoint import CheckpointError, read_checkpoint
+from lit_nn.checkpoint import CheckpointError
 from lit_nn.engine.callbacks import SIGNALS
 from lit_nn.engine.cli import LitCLI
 from lit_nn.engine.configuration import write_yaml
@@ -204,20 +204,6 @@ def test_help_names_what_there_is_with_the_true_defaults(capsys: Said) -> None:
             options = config["data"]["init_args"] if group == "data" else config[group] if name else config
             shown = "32-true" if flag.name == "precision" else str(options[name or group])
             assert flag.default == {"False": "false", "None": "null"}.get(shown, shown), flag
-
-
-def test_a_seed_drawn_at_random_is_one_and_the_same_everywhere(tmp_path: Path) -> None:
-    for name in ("run", "other"):
-        assert train([*FEW, "--seed", "true", "--run_dir", str(tmp_path / name)]) == 0
-    folder, seed = tmp_path / "run", result_of(tmp_path / "run")["seed"]
-    assert len({seed, result_of(tmp_path / "other")["seed"], 0, 1}) == 4
-    last = folder / "checkpoints" / "last.ckpt"
-    assert config_of(folder)["seed_everything"] == read_checkpoint(last)["settings"]["seed_everything"] == seed
-    trained = FashionMNISTSample(seed=seed).split("train")[2]
-    for stage, words in (("test", ["--ckpt_path", str(last)]), ("fit", ["--resume", str(folder), "--max_epochs", "2"])):
-        data = LitCLI(stage, words).datamodule
-        assert data.seed == seed
-        assert torch.equal(data.split("train")[2], trained)
 
 
 def test_the_last_of_several_values_holds_in_whatever_way_they_are_written(tmp_path: Path) -> None:

@@ -106,17 +106,9 @@ class Request:
 
 
 class Server:
-    """Serves a model.
+    """Serves an exported model, with a threshold of its own or another one, to all or to those who send the key.
 
-    Args:
-        path: An exported model (.onnx), or a checkpoint (.ckpt), which can also say why.
-        limits: What the server takes on.
-        threshold: Probability below which an answer counts as not sure; by default the model's own, if it has one.
-        api_key: What clients have to send as "Authorization: Bearer KEY"; "" if anybody may ask.
-
-    Raises:
-        UsageError: If the file is of another kind.
-        ModelError: If it is missing, damaged or not made by this project.
+    A checkpoint can also say why. Raises UsageError or ModelError if the file cannot be served.
     """
 
     batcher: Batcher
