@@ -127,6 +127,28 @@ def refused(capsys: Said) -> Refused:
     return run
 
 
+def noise(seed: int = 0, height: int = 8, width: int = 8, channels: int = 3) -> Image.Image:
+    """An image of its own for each seed."""
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.fromarray(levels.squeeze(2) if channels == 1 else levels)
+
+
+def images_in(folder: Path, *classes: str, count: int = 10, **size: int) -> Path:
+    """Different images of `noise` in a folder for each class, which may be several deep."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            noise(1000 * label + number, **size).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: Patch) -> Path:
+    """Where a test keeps its decoded images, once there are some."""
+    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 def rows_of(table: Path) -> list[dict[str, str]]:
     """The rows of a table.csv."""
     with table.open(newline="", encoding="utf-8") as file:
