@@ -29,7 +29,7 @@ def random_set(
     labels = np.where(random.random(count) < wrong, random.integers(classes, size=count), originals % classes)
     files = np.where(random.random(count) < 0.5, originals, 10_000 + np.arange(count))  # the same, or another format
     mixed = np.stack([files * 7919, originals * 104_729]) * 2_654_435_761 % (1 << 62) - (1 << 61)
-    groups = np.zeros(count)
+    groups: Numbers = np.zeros(count, np.int64)
     if grouped:  # of one class or of several
         groups = random.integers(0, max(2, count // int(random.integers(2, 12))), count)
         labels = np.where(random.random(count) < random.choice([0.0, 0.3, 1.0]), labels, groups % classes)
