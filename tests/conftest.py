@@ -159,12 +159,10 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the commands of the pages speak of: pictures, a table, a YAML file; see also `run`."""
     folder = tmp_path_factory.mktemp("project")
-    generator = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (folder / "my_pictures" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = generator.integers(0, 256, (40, 50, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / "my_pictures" / name / f"p{number // 4}_{number}.jpg")
+    for seed in range(40):
+        path = folder / "my_pictures" / ("cat", "dog")[seed % 2] / f"p{seed // 8}_{seed // 2}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(seed, 40, 50).save(path)
     pictures = sorted((folder / "my_pictures").rglob("*.jpg"))
     rows = [f"{path.parent.name}/{path.name},{path.parent.name},{path.name[:2]}\n" for path in pictures]
     (folder / "labels.csv").write_text("file,label,patient\n" + "".join(rows), encoding="utf-8")

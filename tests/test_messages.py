@@ -165,25 +165,18 @@ def test_a_checkpoint_that_keeps_no_parts_keeps_its_seed(tmp_path: Path, refused
     assert said in refused(lightning_cli, ["validate", "--ckpt_path", old, "--data.val_fraction", "0.3"])
 
 
-def test_images_that_weights_were_trained_on_are_not_tested_in_silence(tmp_path: Path, capsys: Said) -> None:
-    words = [*FEW, "--data", "image_folder", "--data_dir", str(images_in(tmp_path / "images", "a", "b"))]
-    assert train([*words, "--run_dir", str(tmp_path / "one")]) == 0
-    start = ["--weights", str(tmp_path / "one" / "checkpoints" / "best.ckpt")]
-    assert train([*words, *start, "--run_dir", str(tmp_path / "same")]) == 0
-    assert "was trained on" not in capsys.readouterr().out
-    assert train([*words, *start, "--seed", "7", "--run_dir", str(tmp_path / "other")]) == 0
-    assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().out)
-
-
-def test_a_test_says_what_has_changed_and_a_renamed_class_is_named(
+def test_changed_images_tested_ones_that_were_trained_on_and_a_renamed_class_are_said(
     tmp_path: Path, capsys: Said, refused: Refused
 ) -> None:
     images = images_in(tmp_path / "images", "a", "b")
-    words = [*FEW, "--data", "image_folder", "--data_dir", str(images)]
-    assert train([*words, "--run_dir", str(tmp_path / "run")]) == 0
+    words = [*FEW, "--data", "image_folder", "--data_dir", str(images), "--run_dir"]
     checkpoint = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert train([*words, str(tmp_path / "run")]) == 0
+    assert train([*words, str(tmp_path / "same"), "--weights", checkpoint]) == 0
+    assert "was trained on" not in capsys.readouterr().out
+    assert train([*words, str(tmp_path / "other"), "--weights", checkpoint, "--seed", "7"]) == 0
+    assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().out)
     next((images / "a").iterdir()).unlink()
-    capsys.readouterr()
     assert lightning_cli(["test", "--ckpt_path", checkpoint]) == 0
     assert "1 gone" in capsys.readouterr().out
     (images / "b").rename(images / "c")
@@ -264,14 +257,6 @@ def test_an_error_in_ones_own_code_keeps_its_traceback(
         train([*FEW, "--net", "own", "--config", path, "--run_dir", str(tmp_path / "run")])
     shown = "".join(traceback.format_exception(caught.value))
     assert re.search(rf'test_messages.py", line \d+, in fails(.*\n)+{error.__name__}: of my own', shown)
-
-
-def test_the_shell_sees_that_traceback(command: Command, tmp_path: Path) -> None:
-    lines = ["import data_modules", "", "class Mine(data_modules.FashionMNISTSample):", "    def load(self, split):"]
-    (tmp_path / "own.py").write_text("\n".join([*lines, "        return 1 / 0"]))
-    done = command("-m", "lit_nn", "fit", "--data", "own.Mine", *FEW)
-    assert done.returncode == 1
-    assert re.search(r'Traceback(.*\n)*.*own.py", line 5, in load(.*\n)*ZeroDivisionError: division', done.stderr)
 
 
 def test_an_argument_that_ones_own_network_cannot_take_is_said_with_its_place(
