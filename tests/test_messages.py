@@ -315,7 +315,7 @@ def test_printed_commands_can_be_typed(tmp_path: Path, monkeypatch: Patch, capsy
 
 @pytest.mark.posix
 def test_a_user_without_home_or_name_can_train(command: Command, monkeypatch: Patch, tmp_path: Path) -> None:
-    for variable in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"):
+    for variable in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "LIT_NN_CACHE"):
         monkeypatch.delenv(variable, raising=False)
     data = ["--data", "image_folder", "--data_dir", str(images_in(tmp_path / "images", "cat", "dog"))]
     nobody = "import pwd; pwd.getpwuid = pwd.getpwnam = {}.__getitem__"  # as in a container with --user 12345
