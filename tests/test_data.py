@@ -4,6 +4,7 @@ import io
 import itertools
 import warnings
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,10 +17,11 @@ from conftest import ROOT, Patch
 from data_modules import DATA_SETS, DataError, OptionError, data_class
 from data_modules.augment import Draws
 from data_modules.base import SPLITS, Arrays, ImageDataModule, Split
-from data_modules.batches import BatchLoader, seeded_generator, stratified_split
+from data_modules.batches import BatchLoader, seeded_generator
 from data_modules.fashion_mnist import FashionMNIST
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from data_modules.files import atomic_path
+from data_modules.sampling import balanced_draws, stratified_split
 from data_modules.sheets import drawable, font_for, sample_sheet
 
 SAMPLE = ROOT / "data_modules" / "fashion_mnist_sample.npz"
@@ -71,7 +73,7 @@ def test_balanced_sampling_draws_every_class_equally_often(world_size: int) -> N
     drawn = []
     for rank in range(world_size):
         ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
-        batches = BatchLoader(images, labels, indices, 10, shuffle=True, balanced=True, **ranks)
+        batches = BatchLoader(images, labels, indices, 10, shuffle=True, draw=partial(balanced_draws, labels), **ranks)
         drawn.append(batches.order())
         assert drawn[-1].equal(batches.order())
     counts = labels[torch.cat(drawn)].bincount()

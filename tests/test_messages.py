@@ -53,7 +53,7 @@ MISTAKES = {
     "--weights default": ["net lenet has no published ones; give none, or a file"],
     "--net torchvision/resnet18 --weights DEFUALT": ["Did you mean DEFAULT? Allowed: IMAGENET1K_V1, DEFAULT"],
     "--net timm/resnet18 --weights a1_in2k": ["unknown weights of resnet18 'a1_in2k'. Did you mean a1_in1k"],
-    "--backbone_lr -1": ["backbone_lr is -1.0"],
+    "--backbone_lr -1": ["backbone_lr -1.0"],
     "--freeze_epochs -2": ["freeze_epochs -2; at least 0 and -1 are allowed"],
     "--freeze_epochs 1 --schedule plateau": ["schedule plateau would keep a learning rate of 0"],
     "--cache_features": ["it needs --freeze_epochs -1"],

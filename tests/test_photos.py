@@ -16,6 +16,7 @@ from data_modules.images.fit import FITS, fit_to
 from lit_nn import LitClassifier
 from lit_nn.checkpoint import load_classifier, load_weights
 from lit_nn.errors import UsageError
+from lit_nn.finetune import classify
 from lit_nn.nets import build_net, head_names
 
 train = script("train")
@@ -191,7 +192,7 @@ def test_kept_features_give_what_the_whole_network_gives(views: str, photos: Pat
     model = load_classifier(run / "checkpoints" / "best.ckpt")
     (images,) = (torch.from_numpy(np.load(path)) for path in (tmp_path / "cache").glob("photos-*.npy"))
     with torch.no_grad():
-        whole, head = model(images), model.classify(kept.float())
+        whole, head = model(images), classify(model, kept.float())
     assert (whole - head).abs().max() <= 1e-3 * whole.abs().max()
 
     finished([*words, "--lr", "0.1"], tmp_path / "again")  # nothing is computed twice
