@@ -96,7 +96,8 @@ def test_transparent_becomes_white(tmp_path: Path) -> None:
     palette.putpalette([*RED, 9, 9, 9])
     palette.save(tmp_path / "palette.gif", transparency=1)
     columns("LA", (0, 0)).save(tmp_path / "gray.png")
-    for name, expected in {"alpha.png": [RED, WHITE, WHITE, [127] * 3], "palette.gif": [RED, WHITE]}.items():
+    shown: dict[str, list[Any]] = {"alpha.png": [RED, WHITE, WHITE, [127] * 3], "palette.gif": [RED, WHITE]}
+    for name, expected in shown.items():
         row = prepare_file(tmp_path / name, 8)[:, 0]  # (3, 8)
         assert (row == np.repeat(expected, 8 // len(expected), 0).T).all()
     assert (prepare_file(tmp_path / "gray.png", 8, 1) == 255).all()
