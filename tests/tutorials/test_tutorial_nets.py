@@ -16,7 +16,7 @@ from lit_nn.nets.lenet import LeNet
 from lit_nn.nets.mlp import MLP
 from lit_nn.nets.tutorials.fixed_hidden import FixedHidden, halve
 from lit_nn.nets.tutorials.layers import MyLinear
-from lit_nn.nets.tutorials.nested import FixedHiddenMLP
+from lit_nn.nets.tutorials.nested import FixedHiddenMLP, MySequential
 
 # --- the tutorials' networks, layer by layer, and the names that they give to those with weights ----------------------
 
@@ -51,6 +51,15 @@ def test_a_state_dict_of_the_tutorial_gives_the_same_logits(ours: type[nn.Module
 
 
 # --- blocks and layers: the tour shows what the others do -------------------------------------------------------------
+
+
+def test_my_sequential_is_like_nn_sequential() -> None:
+    shared = nn.Linear(20, 20)
+    blocks = [nn.Linear(20, 20), nn.ReLU(), shared, nn.ReLU(), shared]
+    mine, torchs = MySequential(*blocks), nn.Sequential(*blocks)
+    x = torch.randn(2, 20)
+    assert torch.equal(mine(x), torchs(x))
+    assert list(mine.state_dict()) == list(torchs.state_dict())
 
 
 def test_fixed_hidden_mlp_keeps_its_constant() -> None:
