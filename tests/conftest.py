@@ -8,9 +8,11 @@ import os
 import runpy
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,13 @@ def images_in(folder: Path, *classes: str, count: int = 10, **size: int) -> Path
         for number in range(count):
             noise(1000 * label + number, **size).save(folder / name / f"{number:02}.png")
     return folder
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is so large."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rest = (ROOT / "docs" / "images" / "boot.png").read_bytes()[33:]
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + rest
 
 
 @pytest.fixture(autouse=True)

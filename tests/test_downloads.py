@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torchvision
 from conftest import Patch
+from test_checkpoint import Runs
 
 import data_modules.fashion_mnist as fashion_mnist
 from data_modules import CIFAR10, DataError, FashionMNIST
@@ -216,20 +217,13 @@ def test_broken_files_are_refused(tmp_path: Path, case: str) -> None:
         data.setup("fit")
 
 
-class Hostile:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.victim,)
-
-
 @pytest.mark.parametrize("kind", ["hostile", "cut off", "empty"])
 def test_a_batch_that_is_another_is_not_unpickled(tmp_path: Path, server: FileServer, kind: str) -> None:
     CIFAR10(data_dir=str(tmp_path)).prepare_data()
-    contents = {"hostile": pickle.dumps(Hostile(tmp_path / "victim")), "cut off": BATCHES["data_batch_3"][:-100]}
+    contents = {
+        "hostile": pickle.dumps(Runs(Path.touch, tmp_path / "victim")),
+        "cut off": BATCHES["data_batch_3"][:-100],
+    }
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(contents.get(kind, b""))
     with pytest.raises(DataError, match="is not in"):
         CIFAR10(data_dir=str(tmp_path)).setup("fit")

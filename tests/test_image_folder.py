@@ -1,20 +1,18 @@
 """Folders of images of every kind, broken and hostile ones among them, become a data set or one clear message."""
 
 import os
-import struct
 import subprocess
 import sys
 import time
 import unicodedata
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Patch, images_in, noise
+from conftest import Patch, images_in, noise, png_claiming
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from torch import Tensor
@@ -442,17 +440,6 @@ def test_too_few_images(tmp_path: Path) -> None:
 
 
 # --- broken and hostile images ----------------------------------------------------------------------------------------
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims a giant image."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
 
 
 @pytest.mark.posix

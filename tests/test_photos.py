@@ -10,6 +10,7 @@ from conftest import Patch, Refused, Said, noise, script
 from PIL import Image
 from resume_runs import SMALL, differences, finished, stopped_and_continued
 from safetensors.torch import save_file
+from test_checkpoint import Runs
 from torch import Tensor, nn
 
 from data_modules.images.fit import FITS, fit_to
@@ -70,15 +71,10 @@ def test_all_but_the_head_is_taken_from_any_file(around: str, suffix: str, net: 
         assert torch.equal(tensor, before[name] if name.startswith(head) else tensors[f"{around}{name}"])
 
 
-class Runs:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return exec, ("open('ran', 'w')",)
-
-
 BAD: dict[str, tuple[Any, str]] = {
     "another network": (lambda: build_net("cifar_cnn", 3, 10, (32, 32)).state_dict(), "is of another network"),
     "zeros": (lambda: {k: 0 * t for k, t in build_net("lenet", 1, 10, (28, 28)).state_dict().items()}, "holds zeros"),
-    "code": (lambda: {"state_dict": Runs()}, "refused, it holds more than tensors"),
+    "code": (lambda: {"state_dict": Runs(exec, "open('ran', 'w')")}, "refused, it holds more than tensors"),
     "no tensors": (lambda: {"epoch": 3}, "it holds no weights by name"),
     "one tensor": (lambda: torch.zeros(3), "it holds no weights by name"),
 }

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import ROOT, Command, Patch, Refused, noise, script
+from conftest import ROOT, Command, Patch, Refused, noise, png_claiming, script
 from PIL import Image
 from test_export import save_checkpoint
 
@@ -216,12 +215,6 @@ def test_sigterm_answers_what_has_come(model: Path) -> None:
 LIMITS = ["--max_bytes", 100_000, "--max_seconds", 1, "--max_queue", 40, "--max_files", 4, "--max_pixels", 100_000]
 
 
-def png(width: int, height: int) -> bytes:
-    """An image that only says how large it is."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + BOOT[33:]
-
-
 def post(body: bytes, path: str = "/predict", head: str = "", length: int | None = None) -> bytes:
     size = len(body) if length is None else length
     return f"POST {path} HTTP/1.1\r\nconnection: close\r\n{head}content-length: {size}\r\n\r\n".encode() + body
@@ -245,7 +238,7 @@ HOSTILE: dict[str, tuple[Maker, tuple[int, ...], str]] = {  # what is sent, the 
     "a client that goes": (lambda r: post(BOOT)[: r.randrange(1, 900)], (0,), "gone"),
     "a truncated image": (lambda r: post(BOOT[: r.randrange(60, len(BOOT) - 60)]), (415, 422), ""),
     "a changed image": (lambda r: post(BOOT[:30] + r.randbytes(50) + BOOT[80:]), (200, 413, 415, 422), ""),
-    "a bomb": (lambda r: post(png(r.randrange(1000, 60000), r.randrange(1000, 60000))), (413,), ""),
+    "a bomb": (lambda r: post(png_claiming(r.randrange(1000, 60000), r.randrange(1000, 60000))), (413,), ""),
     "PostScript": (lambda r: post(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), (415,), ""),
     "text": (lambda r: post(b'{"image": "a"}', head="content-type: application/json\r\n"), (415,), ""),
     "nothing": (lambda r: post(b""), (415,), ""),
