@@ -405,6 +405,10 @@ def test_the_report_is_that_of_scikit_learn(name: str, trained: Path, folder: Pa
     report = trained / f"{name}-report"
     assert {"metrics.json", "per_class.csv", "precision_recall.png"} <= {path.name for path in report.iterdir()}
     assert "confusion.png" not in {path.name for path in report.iterdir()}
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "Precision and recall" in page
+    assert page.count("data:image/png") == 1
+    assert "What is taken for what" not in page
     found, model = json.loads((report / "metrics.json").read_text()), open_model(trained / name)
     answers = answer_test_images(model, data_of(model, None, str(folder), str(folder / "labels.csv")))
     labels, shares = answers.labels, answers.probabilities
@@ -423,7 +427,7 @@ def test_the_report_is_that_of_scikit_learn(name: str, trained: Path, folder: Pa
         np.mean([sk.log_loss(labels[:, k], shares[:, k]) for k in range(10)]), abs=1e-5
     )
     assert found["exact_match"] == pytest.approx(sk.accuracy_score(labels, said))
-    assert f"mean average precision {found['mean_average_precision']:.2%}, macro F1" in capsys.readouterr().out
+    assert f"mean average precision {found['mean_average_precision']:.2%} on 100 images" in capsys.readouterr().out
 
 
 def test_another_table_is_evaluated(trained: Path, folder: Path, refused: Refused) -> None:

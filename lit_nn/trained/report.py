@@ -1,6 +1,7 @@
 """A model's report as one page: report.html of this folder, filled in."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -76,8 +77,9 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
         low, high = wilson_interval(row["recall"], max(row["support"], 1))
         texts = {score: f"{row[score]:.1%}" for score in found["macro"]}
         texts["recall"] += f" ({low:.0%} to {high:.0%})"
+        texts |= {"threshold": f"{row['threshold']:.1%}"} if several else {}
         classes.append([name, *texts.values(), row["support"]])
-    columns = ("class", *(score.replace("_", " ") for score in found["macro"]), "images")
+    columns = ("class", *(score.replace("_", " ") for score in found["macro"]), *["threshold"] * several, "images")
     heads = (f'<th scope="col"><button>{name}</button></th>' for name in columns)
     mistakes, unsure, of_all = answers.mistakes, answers.unsure, f"of {len(right):,} images"
     doubted = "Always sure: the training had no --accept."
@@ -97,8 +99,6 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
         "mistaken": f"{len(mistakes):,} {of_all}; the most confident of them first.{maps}",
         "mistakes": cards(mistakes[:SHOWN].tolist()),
         "doubted": doubted,
-        "of_one": "hidden" * several,
-        "of_several": "hidden" * (not several),
         "sure": rows(
             [what, *(np.count_nonzero(some & good) for good in (right, ~right))]
             for what, some in (("sure", sure), ("not sure", ~sure))
@@ -108,8 +108,7 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
             [what, f"{found[f'{which}calibration_error']:.2%}", f"{found[f'{which}loss']:.4f}"]
             for what, which in (("before", "uncalibrated_"), (f"after, temperature {answers.temperature:.3f}", ""))
         ),
-        **dict.fromkeys(("confusion_png", "reliability_png", "precision_recall_png"), "data:,"),
         **{f"{name}_png": f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in figures.items()},
     }
-    page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    return Template(page).substitute(values)
+    page, others = Path(__file__).with_name("report.html").read_text(encoding="utf-8"), "one" if several else "several"
+    return Template(re.sub(f"<!-- {others} -->.*?<!-- end -->", "", page, flags=re.DOTALL)).substitute(values)
