@@ -79,13 +79,6 @@ class Answers(NamedTuple):
         wrong = np.flatnonzero(self.logits.argmax(1) != self.labels)
         return wrong[np.argsort(-self.probabilities.max(1)[wrong], kind="stable")]
 
-    @property
-    def unsure(self) -> NDArray[np.int64]:
-        """Numbers of the images below the threshold, those of which the model was least sure first."""
-        confidence = self.probabilities.max(1)
-        order = np.argsort(confidence, kind="stable")
-        return order[confidence[order] < self.threshold]
-
     def shown(self, row: int) -> list[Pixels]:
         """An image, and beside it its heat map if it has one, (H, W, 3) each."""
         image = np.broadcast_to(self.images[row].transpose(1, 2, 0), (*self.images.shape[2:], 3))
@@ -103,7 +96,7 @@ class Answers(NamedTuple):
 
 
 def answer_test_images(model: Model, data: ImageDataModule, explain: bool = False) -> Answers:
-    """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of what is shown."""
+    """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of mistakes."""
     tensors, labels, rows = data.split("test")
     images = tensors[rows].cpu().numpy()
     right, calibration = labels[rows].cpu().numpy(), (model.temperature, model.threshold)
@@ -111,8 +104,7 @@ def answer_test_images(model: Model, data: ImageDataModule, explain: bool = Fals
     answers = Answers(model.class_names, images, right, *model.run(images), *calibration, files, {})
     if explain:
         with suppress(UsageError):  # it has none
-            for row in {*answers.mistakes[:SHOWN].tolist(), *answers.unsure[:SHOWN].tolist()}:
-                answers.overlays[row] = model.overlay(images[row])
+            answers.overlays.update((row, model.overlay(images[row])) for row in answers.mistakes[:SHOWN].tolist())
     return answers
 
 

@@ -51,9 +51,7 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
         text = ""
         for row in numbers:
             shown = "".join(f'<img src="{data_uri(pixels)}" alt="">' for pixels in answers.shown(row))
-            named, true, file = (
-                escape(each) for each in (names[said[row]], names[answers.labels[row]], answers.file(row))
-            )
+            true, named, file = map(escape, (names[answers.labels[row]], names[said[row]], answers.file(row)))
             caption = f"said <b>{named}</b>, {confidence[row]:.1%}<br>is {true}<span>{file}</span>"
             text += f"<figure><div>{shown}</div><figcaption>{caption}</figcaption></figure>"
         return text
@@ -64,24 +62,22 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
         recall = f"{row['recall']:.1%} ({low:.0%} to {high:.0%})"
         classes.append([name, f"{row['precision']:.1%}", recall, f"{row['f1']:.1%}", row["support"]])
     heads = (f'<th scope="col"><button>{name}</button></th>' for name in ("class", *found["macro"], "images"))
-    mistakes, unsure, always = answers.mistakes, answers.unsure, "Always sure: the training had no --accept."
-    doubted = (
-        f"{len(unsure):,} of {len(said):,} images, below {answers.threshold:.2%}; the least confident of them first."
-    )
+    mistakes, unsure = answers.mistakes, np.argsort(confidence, kind="stable")[: np.count_nonzero(~sure)]
+    doubted = f"{len(unsure):,} of {len(said):,} images, below {answers.threshold:.2%}; the least confident first."
     maps = " Beside each: the places that speak for its answer." * bool(answers.overlays)
     values = {
         "title": escape(title),
         "numbers": "".join(
-            f"<div><dt>{name}</dt><dd><b>{text.partition(' ')[0]}</b>{text.partition(' ')[2]}</dd></div>"
+            f"<div><dt>{name}</dt><dd><b>{'</b> '.join(f'{text} '.split(' ', 1))}</dd></div>"
             for name, text in summary(found).items()
         ),
         "heads": "".join(heads),
         "classes": rows(classes),
         "pairs": rows([names[pair // len(names)], names[pair % len(names)], wrong.flat[pair]] for pair in pairs),
         "small": "small" * (max(answers.images.shape[2:]) < 100),
-        "mistaken": f"{len(mistakes):,} of {len(said):,} images; the most confident of them first.{maps}",
+        "mistaken": f"{len(mistakes):,} of {len(said):,} images; the most confident first.{maps}",
         "mistakes": cards(mistakes[:SHOWN].tolist()),
-        "doubted": doubted if answers.threshold else always,
+        "doubted": doubted if answers.threshold else "Always sure: the training had no --accept.",
         "sure": rows(
             [what, *(np.count_nonzero(some & good) for good in (right, ~right))]
             for what, some in (("sure", sure), ("not sure", ~sure))
