@@ -67,11 +67,11 @@ def heat_maps(model: ImageClassifier, images: Tensor) -> Tensor:
             corner = found[:, :, 0, 0].sum()
             if min(maps.shape[1:]) >= FINE:
                 break
-    if maps[0].numel() == 1:
-        raise UsageError(f"net {model.net_name} has no layer with places that decide, so there is no heat map of it")
+    if all(places(output, size) is None for output in outputs):
+        raise UsageError(f"net {model.net_name} has no layer with places, so there is no heat map of it")
     wide = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.kernel_size > layer.stride]
     shown = list(size)  # rows and columns of pixels that the map stands for
-    if wide and all(layer.padding == (0, 0) for layer in wide):  # each of them loses a border
+    if wide and maps.any() and all(layer.padding == (0, 0) for layer in wide):  # each of them loses a border
         seen = torch.autograd.grad(corner, views)[0].abs().sum((0, 1)) > 0  # the corner's receptive field, (h, w)
         for dim, length in enumerate(maps.shape[1:]):
             field = int(seen.any(1 - dim).nonzero().max()) + 1
