@@ -103,13 +103,6 @@ class Answers(NamedTuple):
         order = np.argsort(-how_far, kind="stable")
         return order[how_far[order] >= 0]
 
-    @property
-    def unsure(self) -> NDArray[np.int64]:
-        """Numbers of the images below the threshold, those of which the model was least sure first."""
-        confidence = self.probabilities.max(1)
-        order = np.argsort(confidence, kind="stable")
-        return order[:0] if self.several else order[confidence[order] < self.threshold]
-
     def said(self, row: int) -> str:
         """What the model says of an image."""
         chosen = (
@@ -139,7 +132,7 @@ class Answers(NamedTuple):
 
 
 def answer_test_images(model: Model, data: ImageDataModule, explain: bool = False) -> Answers:
-    """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of what is shown."""
+    """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of mistakes."""
     tensors, labels, rows = data.split("test")
     images = tensors[rows].cpu().numpy()
     right, calibration = labels[rows].cpu().numpy(), (model.temperature, model.threshold)
@@ -147,8 +140,7 @@ def answer_test_images(model: Model, data: ImageDataModule, explain: bool = Fals
     answers = Answers(model.class_names, images, right, *model.run(images), *calibration, files=files, overlays={})
     if explain:
         with suppress(UsageError):  # it has none
-            for row in {*answers.mistakes[:SHOWN].tolist(), *answers.unsure[:SHOWN].tolist()}:
-                answers.overlays[row] = model.overlay(images[row])
+            answers.overlays.update((row, model.overlay(images[row])) for row in answers.mistakes[:SHOWN].tolist())
     return answers
 
 

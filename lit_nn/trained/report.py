@@ -50,10 +50,8 @@ def summary(found: dict[str, Any]) -> dict[str, str]:
 def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: Mapping[str, bytes]) -> str:
     """HTML that loads nothing: what `measure` found, figures as PNG by their names, mistakes, what was not sure."""
     names, confidence, several = answers.class_names, answers.probabilities.max(1), answers.several  # confidence (N,)
-    right, sure = (
-        answers.logits.argmax(1) == (0 if several else answers.labels),
-        confidence >= np.max(answers.threshold),
-    )
+    right = answers.logits.argmax(1) == (0 if several else answers.labels)  # (N,), of one label
+    sure = confidence >= (0 if several else answers.threshold)  # (N,)
     wrong = np.zeros((1, 1), int) if several else answers.confusion  # (K, K)
     np.fill_diagonal(wrong, 0)
     pairs = np.argsort(-wrong, axis=None, kind="stable")[: min(SHOWN // 2, np.count_nonzero(wrong))]
@@ -81,22 +79,22 @@ def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: 
         classes.append([name, *texts.values(), row["support"]])
     columns = ("class", *(score.replace("_", " ") for score in found["macro"]), *["threshold"] * several, "images")
     heads = (f'<th scope="col"><button>{name}</button></th>' for name in columns)
-    mistakes, unsure, of_all = answers.mistakes, answers.unsure, f"of {len(right):,} images"
-    doubted = "Always sure: the training had no --accept."
+    mistakes, unsure = answers.mistakes, np.argsort(confidence, kind="stable")[: np.count_nonzero(~sure)]
+    of_all, doubted = f"of {len(right):,} images", "Always sure: the training had no --accept."
     if found.get("threshold"):
-        doubted = f"{len(unsure):,} {of_all}, below {answers.threshold:.2%}; the least confident of them first."
+        doubted = f"{len(unsure):,} {of_all}, below {answers.threshold:.2%}; the least confident first."
     maps = " Beside each: the places that speak for its answer." * bool(answers.overlays)
     values = {
         "title": escape(title),
         "numbers": "".join(
-            f"<div><dt>{name}</dt><dd><b>{text.partition(' ')[0]}</b>{text.partition(' ')[2]}</dd></div>"
+            f"<div><dt>{name}</dt><dd><b>{'</b> '.join(f'{text} '.split(' ', 1))}</dd></div>"
             for name, text in summary(found).items()
         ),
         "heads": "".join(heads),
         "classes": rows(classes),
         "pairs": rows([names[pair // len(names)], names[pair % len(names)], wrong.flat[pair]] for pair in pairs),
         "small": "small" * (max(answers.images.shape[2:]) < 100),
-        "mistaken": f"{len(mistakes):,} {of_all}; the most confident of them first.{maps}",
+        "mistaken": f"{len(mistakes):,} {of_all}; the most confident first.{maps}",
         "mistakes": cards(mistakes[:SHOWN].tolist()),
         "doubted": doubted,
         "sure": rows(
