@@ -52,7 +52,7 @@ def begin(words: list[str], folds: int, folder: Path) -> Any:
 def train(run: Path, words: list[str]) -> None:
     """Train a fold, or go on with it, and keep what its best checkpoint says of images it was not trained on."""
     from lit_nn.engine.cli import LitCLI
-    from lit_nn.engine.run import logits_of, running, test_best
+    from lit_nn.engine.run import calibrate_best, logits_of, running, test_best
 
     if (run / "config.yaml").exists():  # it has begun
         (run / "result.json").unlink(missing_ok=True)  # it ended, but for the answers
@@ -60,6 +60,7 @@ def train(run: Path, words: list[str]) -> None:
     cli = LitCLI("fit", [*words, "--run_dir", str(run)], tests=True)
     with running(cli):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        calibrate_best(cli)
         test_best(cli)
     shares = cli.model.probabilities(logits_of(cli, cli.model, "test")[0])
     with atomic_path(run / "answers.npz") as path:
