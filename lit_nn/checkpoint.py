@@ -5,13 +5,11 @@ import importlib.metadata
 import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,66 +30,53 @@ class CheckpointError(ModelError):
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; a process that is killed, or a full disk, leaves the file before it as it was."""
-    with _complete_or_not_at_all(path) as file:
-        torch.save(checkpoint, file)
-
-
-def copy_checkpoint(source: Path, target: Path) -> None:
-    """Write the checkpoint ``source`` to ``target`` as well, in a fraction of the time that saving it again takes."""
-    with _complete_or_not_at_all(target) as file, source.open("rb") as saved:
-        shutil.copyfileobj(saved, file, 1 << 20)
-
-
-@contextlib.contextmanager
-def _complete_or_not_at_all(target: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which becomes ``target`` when all of it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary, temporary.open("wb") as file:
-            yield file
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:  # torch.save puts an error of its own around that of the disk
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        before = "the file before it is unchanged" if target.exists() else "there is none from before"
-        raise CheckpointError(f"{target} could not be saved ({cause.strerror}); {before}") from error
+        before = "the file before it is unchanged" if path.exists() else "there is none from before"
+        raise CheckpointError(f"{path} could not be saved ({cause.strerror}); {before}") from error
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint file as plain values, onto the CPU.
+    """What the Trainer stored ("state_dict", "epoch", ...) as plain values on the CPU; CheckpointError if it is bad."""
+    checkpoint = _read(path, is_ours=True)
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(found.get(name), dict) for name in ("state_dict", "hyper_parameters")):
+        raise CheckpointError(f"{path}: not a checkpoint of a LitClassifier")
+    saved_as = found.get("format", CHECKPOINT_FORMAT)
+    if not isinstance(saved_as, int) or saved_as > CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path}: saved in format {saved_as}, this lit-nn reads {CHECKPOINT_FORMAT}; update it")
+    return found
 
-    Returns:
-        What the Trainer stored: among others "state_dict", "hyper_parameters", "epoch" and "global_step".
 
-    Raises:
-        CheckpointError: If there is no such file, it is damaged, holds anything but tensors and plain values, or was
-            saved by a newer version.
-    """
+def _read(path: str | os.PathLike[str], is_ours: bool) -> Any:
+    """What a file holds, as plain values on the CPU; nothing that it names is run."""
     if not Path(path).is_file():
-        hint = best_of_run(path)
-        raise CheckpointError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{hint}")
+        hint = f"a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{best_of_run(path)}"
+        raise CheckpointError(f"{path}: no such file; {hint}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare the checksums
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                raise CheckpointError(f"{path}: refused, its records are compressed; torch.save writes none such")
-            if damaged := archive.testzip():
-                raise CheckpointError(f"{path}: damaged, the checksum of its record {damaged} is wrong")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if str(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if is_ours:
+            with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare the checksums
+                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                    raise CheckpointError(f"{path}: refused, its records are compressed; torch.save writes none such")
+                if damaged := archive.testzip():
+                    raise CheckpointError(f"{path}: damaged, the checksum of its record {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
     except Exception as error:  # damaged and hostile files provoke errors of all kinds
         raise CheckpointError(f"{path}: damaged, cut off, or not a checkpoint at all ({brief(error)})") from error
-    found = checkpoint if isinstance(checkpoint, dict) else {}
-    if not all(isinstance(found.get(name), dict) for name in ("state_dict", "hyper_parameters")):
-        raise CheckpointError(f"{path}: not a checkpoint of a LitClassifier")
-    saved_as = found.get("format", CHECKPOINT_FORMAT)
-    if not isinstance(saved_as, int) or saved_as > CHECKPOINT_FORMAT:
-        raise CheckpointError(
-            f"{path}: saved in format {saved_as}, this version of lit-nn reads up to {CHECKPOINT_FORMAT}; update it"
-        )
-    return found
 
 
 def best_of_run(path: str | os.PathLike[str]) -> str:
@@ -159,10 +144,8 @@ def build_model(
             model.load_state_dict(tensors)
         model.arrange_memory()
     except Exception as error:  # hyper-parameters can be anything
-        raise ModelError(
-            f"does not fit the networks of this project: {brief(error)}. (Of a network of your own: "
-            "load_classifier(path, net=MyNet()))"
-        ) from error
+        hint = "(Of a network of your own: load_classifier(path, net=MyNet()))"
+        raise ModelError(f"does not fit the networks of this project: {brief(error)}. {hint}") from error
     return model.eval()
 
 
@@ -201,24 +184,12 @@ def data_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> str:
-    """Copy the tensors of a file into a network wherever name and shape are the same.
+    """Copy the tensors of anybody's file into a network wherever name and shape are the same; says what was not.
 
-    Transfer learning as in the PyTorch recipe "Warmstarting model using parameters from a different model": there
-    ``strict=False`` skips what is missing in silence and fails on another shape; here both are skipped and said. What
-    stands before all names ("module.", "model.", "net.") is found out.
-
-    Args:
-        net: The network.
-        path: A .pth, .pt, .safetensors or .ckpt file, of anybody: it is read as data.
-
-    Returns:
-        A short account of what was taken and what was not.
-
-    Raises:
-        CheckpointError: If the file cannot be read or holds zeros, or fewer than half of the network's tensors have
-            their like in it.
+    What stands before all names ("module.", "model.", "net.") is found out. Raises CheckpointError if the file cannot
+    be read or holds zeros, or fewer than half of the network's tensors have their like in it.
     """
-    offered, own = _read_tensors(os.path.expanduser(path)), net.state_dict()  # noqa: PTH111 (without a home, too)
+    offered, own = _tensors_in(os.path.expanduser(path)), net.state_dict()  # noqa: PTH111 (without a home, too)
     beginnings = Counter(name[: dot.end()] for name in offered for dot in re.finditer(r"\.", name))
     common = ["", *(start for start, count in beginnings.items() if 2 * count >= len(offered))]
     renamed = [
@@ -228,43 +199,27 @@ def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> str:
     ]
     offered = max(renamed, key=lambda found: sum(name in own for name in found))
     taken = {name: offered[name] for name in own if name in offered and own[name].shape == offered[name].shape}
-    others = []
-    for name in own.keys() | offered.keys() - taken.keys():
-        if name in taken:
-            continue
-        there, here = (f"{tuple(tensors[name].shape)}" if name in tensors else "none" for tensors in (offered, own))
-        others.append(f"  not taken  {name}: {there} in the file, {here} in this network")
-    weights = [tensor for name, tensor in taken.items() if tensor.ndim > 1]
     if 2 * len(taken) < sum(not name.endswith("num_batches_tracked") for name in own):
-        raise CheckpointError(
-            f"{path} is of another network: of the {len(own)} tensors here, only {len(taken)} have the name and shape "
-            f"of one in the file; lacking is for instance {min(own.keys() - taken.keys())}"
-        )
+        found = f"of the {len(own)} tensors here, only {len(taken)} have the name and shape of one in the file"
+        lacking = f"lacking is for instance {min(own.keys() - taken.keys())}"
+        raise CheckpointError(f"{path} is of another network: {found}; {lacking}")
+    weights = [tensor for tensor in taken.values() if tensor.ndim > 1]
     if not any(weight.any() for weight in weights) or not all(tensor.isfinite().all() for tensor in taken.values()):
         raise CheckpointError(f"{path} holds zeros or undefined numbers where the weights should be")
     net.load_state_dict(taken, strict=False)
-    more = [f"  and {len(others) - 10} more"] if len(others) > 10 else []
-    head = f"{len(taken)} of {len(own)} tensors taken from {path}"
-    return "\n".join([head, *sorted(others)[:10], *more])
+    lines = [f"{len(taken)} of {len(own)} tensors taken from {path}"]
+    for name in sorted((own.keys() | offered.keys()) - taken.keys()):
+        there, here = (f"{tuple(tensors[name].shape)}" if name in tensors else "none" for tensors in (offered, own))
+        lines.append(f"  not taken  {name}: {there} in the file, {here} in this network")
+    return "\n".join([*lines[:11], *([f"  and {len(lines) - 11} more"] if len(lines) > 11 else [])])
 
 
-def _read_tensors(path: str) -> dict[str, Tensor]:
+def _tensors_in(path: str) -> dict[str, Tensor]:
     """All tensors of anybody's file of weights, by name."""
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file{best_of_run(path)}")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
-    except Exception as error:  # damaged and hostile files provoke errors of all kinds
-        raise CheckpointError(f"{path}: damaged, cut off, or not a file of weights ({brief(error)})") from error
+    found = _read(path, is_ours=False)
     while isinstance(found, dict) and not any(isinstance(value, Tensor) for value in found.values()):
         inner = [name for name in ("state_dict", "model_state_dict", "model") if isinstance(found.get(name), dict)]
         found = found[inner[0]] if inner else None
-    if found is None or not isinstance(found, dict):
+    if not isinstance(found, dict):
         raise CheckpointError(f"{path}: it holds no weights by name, no state_dict")
     return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}

@@ -18,16 +18,18 @@ from data_modules.errors import some
 from data_modules.files import atomic_path
 from data_modules.images.decode import digest
 from lit_nn.engine.console import CommandParser, command, print_table
-from lit_nn.engine.flags import to_dotted, values_of
+from lit_nn.engine.flags import to_dotted
 
 
 def begin(words: list[str], folds: int, folder: Path) -> Any:
     """Build the first of the trainings; UsageError if it, or going on in the folder, could judge no labels."""
     from lit_nn.engine.cli import LitCLI  # only now: it imports Lightning, which takes seconds
+    from lit_nn.engine.configuration import plain_options
     from lit_nn.engine.option_checks import refuse
 
-    for name in ("data.folds", "data.fold", "ckpt_path"):
-        refuse(values_of(f"--{name}", to_dotted(words)), f"--{name} is chosen here; give --folds and --run_dir only")
+    given = [word.partition("=")[0] for word in to_dotted(words)[1]]
+    for name in ("--data.folds", "--data.fold", "--ckpt_path"):
+        refuse(name in given, f"{name} is chosen here; give --folds and --run_dir only")
     cli = LitCLI("fit", [*words, f"--data.folds={folds}", "--data.fold=1"], tests=True)
     refuse(cli.run_dir is None, "--fast_dev_run trains nothing that could judge; leave it out")
     refuse(cli.trainer.world_size > 1, "labels are checked by one process; give --devices 1")
@@ -38,7 +40,7 @@ def begin(words: list[str], folds: int, folder: Path) -> Any:
     few = some(f"{name} {count}" for name, count in zip(names, counts, strict=True) if count < folds)
     refuse(few, f"classes with fewer images than the {folds} folds: {few}; give a smaller --folds, or more images")
     path, images = folder / "check.json", digest(repr((data.described(), labels.tolist())).encode())
-    check = {"options": cli.plain_config(), "images": images}
+    check = {"options": plain_options(cli.parser, cli.config), "images": images}
     other = path.exists() and json.loads(path.read_text(encoding="utf-8")) != check
     refuse(other, f"{folder} holds a check with other options or of other images; give another --run_dir")
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +52,7 @@ def begin(words: list[str], folds: int, folder: Path) -> Any:
 def train(run: Path, words: list[str]) -> None:
     """Train a fold, or go on with it, and keep what its best checkpoint says of images it was not trained on."""
     from lit_nn.engine.cli import LitCLI
-    from lit_nn.engine.run import logits_of, running, test_best
+    from lit_nn.engine.run import calibrate_best, logits_of, running, test_best
 
     if (run / "config.yaml").exists():  # it has begun
         (run / "result.json").unlink(missing_ok=True)  # it ended, but for the answers
@@ -58,6 +60,7 @@ def train(run: Path, words: list[str]) -> None:
     cli = LitCLI("fit", [*words, "--run_dir", str(run)], tests=True)
     with running(cli):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        calibrate_best(cli)
         test_best(cli)
     shares = cli.model.probabilities(logits_of(cli, cli.model, "test")[0])
     with atomic_path(run / "answers.npz") as path:

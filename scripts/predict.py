@@ -59,8 +59,8 @@ def main(words: list[str]) -> None:
         error = item if isinstance(item, str) else ""
         found = [{"label": label, "probability": round(share, 6)} for label, share in zip(labels, shares, strict=True)]
         said = {"labels": labels} if model.multi_label else {"sure": sure}
-        said = {"error": error} if error else {**said, "unlike": round(unlike, 4), "predictions": found}
-        rows.append({"path": name, **said})
+        answer = {**said, "unlike": round(unlike, 4), "predictions": found}
+        rows.append({"path": name, **({"error": error} if error else answer)})
         cells = [f"{label:{label_width}} {share:6.1%}" for label, share in zip(labels, shares, strict=True)]
         cells += [] if sure else ["(not sure)"]
         line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *(cells or ["none"])])
@@ -72,12 +72,13 @@ def main(words: list[str]) -> None:
     if options.csv:
         keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
         keys, ends = (["labels", "probabilities"], []) if model.multi_label else (keys, ["sure"])
-        table: list[list[Any]] = [["path", *keys, *ends, "unlike", "error"]]
+        ends += ["unlike", "error"]
+        table: list[list[Any]] = [["path", *keys, *ends]]
         for row in rows:
             values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
             if "labels" in row:
                 values = Prediction(row["labels"], [one["probability"] for one in row["predictions"]]).cells
-            table.append([row["path"], *values, *map(row.get, (*ends, "unlike", "error"))])
+            table.append([row["path"], *values, *map(row.get, ends)])
         write_csv(options.csv, table)
         print(f"{len(rows):,} rows: {options.csv}")
     if failed := sum("error" in row for row in rows):

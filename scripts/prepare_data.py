@@ -9,8 +9,7 @@ import jsonargparse
 
 from data_modules import DATA_SETS, DataNote, data_class
 from data_modules.sheets import print_report, sample_rows, sample_sheet
-from lit_nn.engine.console import check_figure, command
-from lit_nn.engine.flags import unknown_option
+from lit_nn.engine.console import check_figure, command, unknown_option
 from lit_nn.engine.option_checks import check_data_dir
 from lit_nn.errors import UsageError
 
@@ -30,9 +29,9 @@ def main(words: list[str]) -> None:
     try:
         options = parser.parse_args(rest).as_dict()
     except argparse.ArgumentError as error:
-        unknown = [unknown_option(name, names, "prepare_data") for name in given if name not in names]
+        unknown = [unknown_option(name, names) for name in given if name not in names]
         raise UsageError(unknown[0] if unknown else " ".join(str(error).split())) from error
-    check_data_dir(known.data, [options["data_dir"]] if "data_dir" in given else [])
+    check_data_dir(known.data, options.get("data_dir", "data"))
     sheet = Path(options.pop("sheet"))
     check_figure("--sheet", sheet)
     data = kind(**options)

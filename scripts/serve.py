@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from lit_nn.engine.console import CommandParser, command
@@ -11,18 +12,6 @@ from lit_nn.errors import UsageError
 from lit_nn.trained.batcher import Limits
 
 KEY = "LIT_NN_API_KEY"
-HELP = {
-    "max_bytes": "largest request in bytes",
-    "max_pixels": "largest image in pixels",
-    "max_files": "most images in a request",
-    "max_seconds": "time for a request to come, and again to be answered",
-    "max_queue": "images that may wait",
-    "max_memory": "bytes of all requests together",
-    "max_connections": "clients at once",
-    "batch_size": "most images that go through the model at once",
-    "batch_wait": "milliseconds that a batch waits for further images",
-    "threads": "threads that decode and run the model",
-}
 
 
 @command
@@ -37,12 +26,12 @@ def main(words: list[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="[127.0.0.1]; 0.0.0.0 lets other machines ask too")
     parser.add_argument("--port", type=int, default=8000, help="[8000]; 0 takes a free one")
     parser.add_argument("--threshold", type=float, metavar="P", help='"not sure" below this probability [the model\'s]')
-    for name, default in Limits()._asdict().items():
-        kind, letter = (float, "X") if isinstance(default, float) else (int, "N")
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar=letter, help=f"{HELP[name]} [{default:,}]")
+    for one in fields(Limits):
+        text = f"{one.metadata['help']} [{one.default:,}]"
+        parser.add_argument(f"--{one.name}", type=type(one.default), default=one.default, metavar="N", help=text)
     options = parser.parse_args(words)
-    limits = Limits(*(getattr(options, name) for name in Limits._fields))
-    if low := [f"--{name} {value}" for name, value in limits._asdict().items() if value < (name != "batch_wait")]:
+    limits = Limits(**{one.name: getattr(options, one.name) for one in fields(Limits)})
+    if low := [f"--{name} {value}" for name, value in vars(limits).items() if value < (name != "batch_wait")]:
         raise UsageError(f"{low[0]}: it must be at least 1")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UsageError(f"--threshold is {options.threshold}; it is a probability, 0 to 1")

@@ -1,8 +1,7 @@
 """Search for the options with the best validation accuracy; --help lists the options, docs/sweep.md explains them.
 
-Optuna chooses options. Each choice, a trial, is ``python -m lit_nn fit`` in a process of its own. A search that trains
-a trial holds its lock, which the system takes away from the dead; the next search that comes across a trial neither
-finished nor locked continues it. So a second worker, or going on after a kill, is the same command once more.
+Each choice of Optuna's, a trial, is ``python -m lit_nn fit`` in a process of its own. A search holds its trial's lock,
+which the system takes away from the dead; the next search that finds a trial neither finished nor locked continues it.
 """
 
 import contextlib
@@ -43,10 +42,8 @@ def read_space(path: Path) -> dict[str, Any]:
                 kind: Any = IntDistribution if whole else FloatDistribution  # for which YAML takes 1e-4 for a word
                 space[option] = kind(**{n: v if whole or n == "log" else float(v) for n, v in given.items()})
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{place}: {' '.join(str(error).split())}. The search space comes first, a YAML file with a list or range "
-            "for each option: optimizer: [adamw, nesterov] or lr: {low: 1e-4, high: 1e-2, log: true}"
-        ) from error
+        hint = "The search space comes first, a YAML file with a list or range for each option; see docs/sweep.md"
+        raise UsageError(f"{place}: {' '.join(str(error).split())}. {hint}") from error
     return space
 
 
@@ -55,12 +52,9 @@ def check(space: dict[str, Any], fixed: list[str]) -> Any:
     from lit_nn.engine.cli import LitCLI  # only now: it imports Lightning, which takes seconds
 
     ends = [[f"--{o}={v}" for v in getattr(d, "choices", None) or (d.low, d.high)] for o, d in space.items()]
-    logging.disable(logging.INFO)  # what Lightning says of every Trainer
-    try:
-        for number in range(max([1, *map(len, ends)])):
-            built = LitCLI("fit", [*fixed, *(words[number % len(words)] for words in ends)])
-    finally:
-        logging.disable(logging.NOTSET)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # or it says the same of every Trainer
+    for number in range(max([1, *map(len, ends)])):
+        built = LitCLI("fit", [*fixed, *(words[number % len(words)] for words in ends)])
     return built.config
 
 

@@ -2,14 +2,17 @@
 
 import sys
 
-from lit_nn.engine.console import command, help_text
-from lit_nn.engine.flags import to_dotted
+from lit_nn.engine.console import command
+from lit_nn.engine.flags import flag_parser, to_dotted
 
 
 @command
 def main(words: list[str]) -> None:
     if words in (["--help"], ["-h"]):
-        print(help_text("python scripts/train.py", __doc__.partition(":")[0]))
+        from data_modules.augment import AUGMENTATIONS
+        from lit_nn.nets import NETS
+
+        flag_parser(NETS, AUGMENTATIONS).print_help()
         return
     to_dotted(words)  # refuses at once what is mistyped
     from lit_nn.engine.cli import LitCLI  # only now: it imports lightning, which takes seconds

@@ -1,6 +1,5 @@
 """Chromium without a window, driven over a pipe by its DevTools protocol."""
 
-import base64
 import json
 import os
 import shutil
@@ -66,22 +65,14 @@ class Tab:
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=150, y=150, data=data)
 
-    def screenshot(self, path: Path) -> None:
-        """Save the whole page as PNG."""
-        shown = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shown["data"]))
-
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Tab]:
     """A tab of a browser that keeps its files in a folder, and finds no other machine."""
     (theirs, to), (of, answers) = os.pipe(), os.pipe()
     words = [str(CHROMIUM), "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={folder}", "--disable-gpu"]
-    words += [
-        "--no-first-run",
-        "--disable-background-networking",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    ]
+    words += ["--no-first-run", "--disable-background-networking"]
+    words += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     words += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera that shows a test card
     words += ["--no-sandbox"] if os.geteuid() == 0 else []
 

@@ -8,9 +8,11 @@ import os
 import runpy
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,35 @@ def refused(capsys: Said) -> Refused:
     return run
 
 
+def noise(seed: int = 0, height: int = 8, width: int = 8, channels: int = 3) -> Image.Image:
+    """An image of its own for each seed."""
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.fromarray(levels.squeeze(2) if channels == 1 else levels)
+
+
+def images_in(folder: Path, *classes: str, count: int = 10, **size: int) -> Path:
+    """Different images of `noise` in a folder for each class, which may be several deep."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            noise(1000 * label + number, **size).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is so large."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rest = (ROOT / "docs" / "images" / "boot.png").read_bytes()[33:]
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + rest
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: Patch) -> Path:
+    """Where a test keeps its decoded images, once there are some."""
+    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 def rows_of(table: Path) -> list[dict[str, str]]:
     """The rows of a table.csv."""
     with table.open(newline="", encoding="utf-8") as file:
@@ -137,12 +168,10 @@ def rows_of(table: Path) -> list[dict[str, str]]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the commands of the pages speak of: pictures, a table, a YAML file; see also `run`."""
     folder = tmp_path_factory.mktemp("project")
-    generator = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (folder / "my_pictures" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = generator.integers(0, 256, (40, 50, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / "my_pictures" / name / f"p{number // 4}_{number}.jpg")
+    for seed in range(40):
+        path = folder / "my_pictures" / ("cat", "dog")[seed % 2] / f"p{seed // 8}_{seed // 2}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(seed, 40, 50).save(path)
     pictures = sorted((folder / "my_pictures").rglob("*.jpg"))
     rows = [f"{path.parent.name}/{path.name},{path.parent.name},{path.name[:2]}\n" for path in pictures]
     (folder / "labels.csv").write_text("file,label,patient\n" + "".join(rows), encoding="utf-8")

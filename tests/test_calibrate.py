@@ -142,12 +142,11 @@ def test_the_score_of_unlike_images(trained: Path, tmp_path: Path, capsys: Said)
     assert predict_files([str(trained / "best.onnx"), str(tmp_path), "--json"]) == 0
     found = {Path(row["path"]): row["unlike"] for row in json.loads(capsys.readouterr().out)}
     assert [found[path] for path in files] == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    for suffix in (".ckpt", ".onnx"):
-        assert evaluate([str(trained / f"best{suffix}"), "--unlike", str(tmp_path)]) == 0
-        report = json.loads((trained / f"best{suffix}-report" / "metrics.json").read_text())
-        labels = np.arange(len(own) + 40) >= len(own)
-        assert report["unlike"]["images"] == 40
-        assert report["unlike"]["auroc"] == pytest.approx(score.roc_auc_score(labels, [*own, *expected]), abs=1e-5)
+    assert evaluate([str(trained / "best.onnx"), "--unlike", str(tmp_path)]) == 0
+    report = json.loads((trained / "best.onnx-report" / "metrics.json").read_text())["unlike"]
+    assert report["auroc"] == pytest.approx(score.roc_auc_score(np.arange(1040) >= 1000, [*own, *expected]), abs=1e-5)
+    assert (own > report["cut"]).mean() == pytest.approx(0.05)
+    assert (expected > report["cut"]).mean() == pytest.approx(report["above_cut"])
     (tmp_path / "broken.png").write_bytes(b"none")
     assert evaluate([str(trained / "best.ckpt"), "--unlike", str(tmp_path)]) == 1
     assert "broken.png" in capsys.readouterr().err

@@ -104,8 +104,9 @@ def test_planted_labels_are_found(monkeypatch: Patch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.posix
+@pytest.mark.timeout(900)
 def test_what_was_killed_goes_on(start: Start) -> None:
-    words = [*MINE, "--folds", "2", "--save_every_steps", "1", "--max_epochs", "40", "--run_dir"]
+    words = [*MINE, "--folds", "2", "--save_every_steps", "1", "--max_epochs", "15", "--run_dir"]
     ended(start("check_labels", *words, "straight"))
     for place in ("fold-1/checkpoints/last.ckpt", "fold-2/checkpoints/last.ckpt", "fold-2/result.json"):
         process = start("check_labels", *words, "killed")

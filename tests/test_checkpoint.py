@@ -135,24 +135,6 @@ def test_the_page_prints_what_it_shows(tmp_path: Path) -> None:
 # --- tensors of one network in another --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("net", "head"), [("lenet", "fc3."), ("resnet9", "head.")])
-def test_everything_but_the_head_goes_to_another_number_of_classes(net: str, head: str, tmp_path: Path) -> None:
-    checkpoint = contents(net=net, image_shape=(1, 28, 28))
-    for tensor in checkpoint["state_dict"].values():
-        tensor += 3  # weights and buffers that no fresh network has
-    torch.save(checkpoint, path := tmp_path / "two.ckpt")
-    fresh = build_net(net, 1, 3, (28, 28))
-    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    lines = load_weights(fresh, path).splitlines()
-    assert lines[0] == f"{len(before) - 2} of {len(before)} tensors taken from {path}"
-    assert len(lines) == 3
-    for name, tensor in fresh.state_dict().items():
-        shape, new = tuple(tensor.shape), name.startswith(head)
-        assert torch.equal(tensor, before[name] if new else checkpoint["state_dict"][f"net.{name}"])
-        why = f"  not taken  {name}: {(2, *shape[1:])} in the file, {shape} in this network"
-        assert (why in lines) == new
-
-
 def test_names_of_either_side_alone_are_said_and_nothing_in_common_is_an_error(good: Path) -> None:
     same = nn.Linear(64, 8)
     lines = load_weights(nn.ModuleDict({"linear_relu_stack": nn.ModuleList([same]), "more": nn.Linear(2, 2)}), good)

@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import script
+from conftest import Patch, Refused, Said, script
 
 main = script("compare")
 
 
 def make_run(
-    folder: Path, net: str, lr: float, seed: int, accuracy: float, data: str = "sample", more: str = ""
+    folder: Path, net: str, lr: float, seed: int, accuracy: float, data: str = "sample", more: str = "", fold: str = ""
 ) -> None:
     folder.mkdir(parents=True)
     config = f"seed_everything: {seed}\nmodel: {{net: {net}, lr: {lr}}}\ndata:\n  class_path: data_modules.{data}\n"
-    config += f"  init_args: {{batch_size: 8, seed: {seed}}}\n"
+    config += f"  init_args: {{{fold}batch_size: 8, seed: {seed}}}\n"
     (folder / "config.yaml").write_text(config + more, encoding="utf-8")
     result = {"net": net, "data": data, "test_acc": accuracy, "test_loss": 1 - accuracy}
     result |= {"val_acc": accuracy, "num_params": 1234, "epochs": 2, "seconds": 1.5, "seed": seed}
@@ -24,7 +24,7 @@ def make_run(
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
     for seed, accuracy in enumerate((0.8, 0.9, 0.85)):
         make_run(tmp_path / f"runs/sample-lenet/{seed}", "lenet", 0.1, seed, accuracy)
@@ -34,7 +34,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("words", [["runs"], ["runs/*/*"], ["runs/sample-*", "runs/sample-mlp/a"]])
-def test_table_and_curves(words: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_curves(words: list[str], runs: Path, capsys: Said) -> None:
     assert main(words) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -49,19 +49,15 @@ def test_table_and_curves(words: list[str], runs: Path, capsys: pytest.CaptureFi
     assert Path("comparison.png").stat().st_size > 10_000
 
 
-def test_folds_of_one_configuration_count_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folds_of_one_configuration_count_as_one(tmp_path: Path, capsys: Said) -> None:
     for fold, accuracy in enumerate((0.8, 0.9, 0.85), 1):
-        folder = tmp_path / f"runs/{fold}"
-        make_run(folder, "mlp", 0.1, 0, accuracy)
-        config = (folder / "config.yaml").read_text(encoding="utf-8")
-        folds = f"init_args: {{folds: 3, fold: {fold}, "
-        (folder / "config.yaml").write_text(config.replace("init_args: {", folds), encoding="utf-8")
+        make_run(tmp_path / f"runs/{fold}", "mlp", 0.1, 0, accuracy, fold=f"folds: 3, fold: {fold}, ")
     assert main([str(tmp_path / "runs"), "--output", str(tmp_path / "x.png")]) == 0
     (row,) = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if "±" in line and "%" in line]
     assert row == "the seed or fold 3 85.00% ± 5.00% 0.1500 ± 0.0500 85.00% ± 5.00% 1,234 2 1.5"
 
 
-def test_what_is_no_run_is_said_and_the_others_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_run_is_said_and_the_others_are_compared(runs: Path, capsys: Said) -> None:
     make_run(runs / "other", "mlp", 0.1, 0, 0.9, "cifar10", "ema: 0.9\n")  # another data set and one option more
     (runs / "sample-lenet/0/result.json").unlink()
     (runs / "sample-lenet/1/result.json").write_text("{}", encoding="utf-8")
@@ -84,10 +80,5 @@ def test_what_is_no_run_is_said_and_the_others_are_compared(runs: Path, capsys: 
         ([], "the following arguments are required: DIR"),
     ],
 )
-def test_one_message_for_a_mistake(
-    words: list[str], message: str, runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert f"error: {message}" in printed.err
+def test_one_message_for_a_mistake(words: list[str], message: str, runs: Path, refused: Refused) -> None:
+    assert refused(main, words).startswith(f"error: {message}")

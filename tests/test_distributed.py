@@ -1,7 +1,6 @@
 """Several processes are one run: the same numbers, one voice, and an end when one of them dies."""
 
 import contextlib
-import csv
 import os
 import re
 import signal
@@ -13,12 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Patch, Said, script
-from PIL import Image
-from resume_runs import assert_same_numbers, differences, rows
+from conftest import ROOT, Patch, Said, images_in, noise, rows_of, script
+from resume_runs import assert_same_numbers, differences
 
 from lit_nn import load_classifier
 
@@ -115,15 +112,13 @@ def agree(one: Path, other: Path) -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: Patch) -> list[str]:
+def small(tmp_path: Path) -> list[str]:
     """Words for a training on 44 images, 17 to validate and 33 to test: of batches of 8, two processes get 8, 8, 1."""
-    generator = np.random.default_rng(0)
-    for index, count in enumerate((22, 22, 8, 9, 16, 17)):
-        folder = tmp_path / "images" / ("train", "val", "test")[index // 2] / ("cat", "dog")[index % 2]
-        folder.mkdir(parents=True)
-        for number in range(count):
-            Image.fromarray(generator.integers(0, 256, (16, 16), np.uint8)).save(folder / f"{number}.png")
-    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+    images_in(tmp_path / "images", "train/cat", "train/dog", count=22, height=16, width=16, channels=1)
+    for number in range(8 + 9 + 16 + 17):
+        part, name = ("val", "test")[number >= 17], ("cat", "dog")[number % 2]
+        (folder := tmp_path / "images" / part / name).mkdir(parents=True, exist_ok=True)
+        noise(5000 + number, 16, 16, 1).save(folder / f"{number}.png")
     data = ["--data", "image_folder", "--data_dir", str(tmp_path / "images")]
     words = [*CPU, *data, "--augment", "flip,translate,brightness_contrast,cutout", "--net", "mlp", "--max_epochs", "2"]
     return [*words, "--optimizer", "momentum", "--schedule", "constant", "--lr", "0.01"]
@@ -153,8 +148,8 @@ def test_two_processes_evaluate_and_predict_a_checkpoint_like_one(small: list[st
             line = [sys.executable, "-m", "lit_nn", *stage, *words, *devices]
             done = subprocess.run(line, check=True, timeout=LIMIT, capture_output=True, encoding="utf-8")
             found[-1] |= {key: float(value) for key, value in re.findall(r"(test_\w+)\W+([\d.]+)", done.stdout)}
-        with (tmp_path / name / "predictions.csv").open() as file:
-            found[-1] |= {row["image"] + row["label"]: float(row["probability"]) for row in csv.DictReader(file)}
+        rows = rows_of(tmp_path / name / "predictions.csv")
+        found[-1] |= {row["image"] + row["label"]: float(row["probability"]) for row in rows}
     assert found[0] == pytest.approx(found[1], abs=2e-6)
     assert len(found[0]) == 33 + 4  # loss, accuracy, balanced accuracy, F1
 
@@ -182,7 +177,7 @@ def test_two_processes_become_one_and_two_again_inside_an_epoch(tmp_path: Path) 
     ("launcher", "words", "message"),
     [
         ("torchrun", ["--devices", "3"], "You set `devices=3` .* does not match the world size"),
-        ("torchrun", ["--seed", "true"], "--seed true"),
+        ("torchrun", ["--seed", "true"], "--seed is True"),
         ("torchrun", ["--data", "image_folder", "--data_dir", "nowhere"], "nowhere is not a folder"),
         ("two machines", ["--run_dir", "taken"], "taken holds another run"),
     ],
@@ -255,7 +250,8 @@ def test_fsdp_trains_like_one_gpu_and_its_checkpoints_are_plain(tmp_path: Path, 
     for how, option, folder, epochs in [*runs, (one, "--resume", "fsdp", 3)]:
         line = [sys.executable, TRAIN, *words, *how, option, folder, "--max_epochs", str(epochs)]
         subprocess.run(line, cwd=tmp_path, check=True, timeout=LIMIT)
-    losses = [[float(row["val_loss"]) for row in rows(tmp_path / folder)] for folder in ("one", "fsdp")]
+    tables = [rows_of(tmp_path / folder / "metrics.csv") for folder in ("one", "fsdp")]
+    losses = [[float(row["val_loss"]) for row in table] for table in tables]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
     for refused in (["--ema", "0.9"], ["--clip_grad", "1"], ["--resume", str(tmp_path / "one"), "--max_epochs", "4"]):
         assert train([*words, *fsdp, *refused]) == 2

@@ -7,14 +7,16 @@ import pickle
 import struct
 import tarfile
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torchvision
 from conftest import Patch
-from file_server import FileServer, file_server
+from test_checkpoint import Runs
 
 import data_modules.fashion_mnist as fashion_mnist
 from data_modules import CIFAR10, DataError, FashionMNIST
@@ -66,27 +68,48 @@ def archive() -> bytes:
 TAR = archive()
 
 
+class FileServer(ThreadingHTTPServer):
+    files: dict[str, bytes]  # by path, "/a.gz"
+    breaks_after: int | None = None  # bytes of each answer after which the connection is closed
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FileServer
+
+    def do_GET(self) -> None:
+        content = self.server.files.get(self.path, b"")
+        self.send_response(200 if content else 404)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: self.server.breaks_after])
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture(autouse=True)
 def server(monkeypatch: Patch, tmp_path: Path) -> Iterator[FileServer]:
     """torchvision's servers, and what it knows of the published files, are those of these; none is installed."""
-
-    def md5(content: bytes) -> str:
-        return hashlib.md5(content).hexdigest()
-
     fashion, cifar = torchvision.datasets.FashionMNIST, torchvision.datasets.CIFAR10
-    zipped = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in IDX.items()}
-    sums = [[name, md5(content)] for name, content in BATCHES.items()]
-    with file_server() as running:
-        running.files = {f"/{name}": content for name, content in {**zipped, ARCHIVE: TAR}.items()}
-        monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
-        monkeypatch.setattr(fashion, "mirrors", [running.url])
-        monkeypatch.setattr(fashion, "resources", [(name, md5(content)) for name, content in zipped.items()])
-        monkeypatch.setattr(cifar, "url", running.url + ARCHIVE)
-        monkeypatch.setattr(cifar, "tgz_md5", md5(TAR))
-        for attribute, value in (("train_list", sums[:5]), ("test_list", sums[5:6])):
-            monkeypatch.setattr(cifar, attribute, value)
-        monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": sums[6][1]})
+    files = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in IDX.items()} | {ARCHIVE: TAR}
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in {**files, **BATCHES}.items()}
+    batches = [[name, sums[name]] for name in BATCHES]
+    with FileServer(("127.0.0.1", 0), Handler) as running:
+        Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        running.files, url = {f"/{name}": files[name] for name in files}, f"http://127.0.0.1:{running.server_port}/"
+        for owner, attribute, value in (
+            (fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian"),
+            (fashion, "mirrors", [url]),
+            (fashion, "resources", [(name, sums[name]) for name in files if name != ARCHIVE]),
+            (cifar, "url", url + ARCHIVE),
+            (cifar, "tgz_md5", sums[ARCHIVE]),
+            (cifar, "train_list", batches[:5]),
+            (cifar, "test_list", batches[5:6]),
+            (cifar, "meta", {**cifar.meta, "md5": sums["batches.meta"]}),
+        ):
+            monkeypatch.setattr(owner, attribute, value)
         yield running
+        running.shutdown()
 
 
 def assert_is_read(cls: Data, folder: Path, **options: Any) -> None:
@@ -125,6 +148,8 @@ def test_a_failed_download_leaves_nothing_and_can_be_repeated(
     cls: Data, content: bytes | None, tmp_path: Path, server: FileServer
 ) -> None:
     good, empty = dict(server.files), tmp_path / "data"
+    with pytest.raises(DataError, match=f"--data {cls.__module__.rpartition('.')[2]}"):
+        cls(data_dir=str(empty)).setup("fit")  # nothing was downloaded
     if content is None:
         server.breaks_after = 1000
     else:
@@ -138,37 +163,24 @@ def test_a_failed_download_leaves_nothing_and_can_be_repeated(
     assert_is_read(cls, empty)
 
 
-@pytest.mark.parametrize("cls", IMAGES)
-def test_one_message_when_nothing_was_downloaded(cls: Data, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"--data {cls.__module__.rpartition('.')[2]}"):
-        cls(data_dir=str(tmp_path)).setup("fit")
-
-
 def test_another_server_can_be_named(tmp_path: Path, server: FileServer) -> None:
     server.files["/elsewhere/x.tar.gz"] = server.files.pop(f"/{ARCHIVE}")
-    assert_is_read(CIFAR10, tmp_path, mirror=server.url + "elsewhere/x.tar.gz")
+    assert_is_read(CIFAR10, tmp_path, mirror=f"http://127.0.0.1:{server.server_port}/elsewhere/x.tar.gz")
 
 
-@pytest.mark.parametrize("layout", ["data", "data/FashionMNIST/raw", "debian"])
-@pytest.mark.parametrize("gzipped", [True, False])
-def test_published_files_are_found(tmp_path: Path, layout: str, gzipped: bool, server: FileServer) -> None:
+@pytest.mark.parametrize("layout", ["data", "data/FashionMNIST/raw", "debian", "data/cifar-10-batches-py"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_published_files_are_found(tmp_path: Path, layout: str, packed: bool, server: FileServer) -> None:
     server.files.clear()
     (tmp_path / layout).mkdir(parents=True)
-    for name, content in IDX.items():
-        path = tmp_path / layout / (f"{name}.gz" if gzipped else name)
-        path.write_bytes(gzip.compress(content) if gzipped else content)
-    assert_is_read(FashionMNIST, tmp_path / "data")
-
-
-@pytest.mark.parametrize("form", ["archive", "folder"])
-def test_what_is_there_is_read(tmp_path: Path, server: FileServer, form: str) -> None:
-    server.files.clear()
-    (tmp_path / ARCHIVE).write_bytes(TAR)
-    if form == "folder":
-        with tarfile.open(tmp_path / ARCHIVE) as tar:
-            tar.extractall(tmp_path, filter="data")
-        (tmp_path / ARCHIVE).unlink()
-    assert_is_read(CIFAR10, tmp_path)
+    if "cifar" in layout and packed:
+        (tmp_path / "data" / ARCHIVE).write_bytes(TAR)
+    for name, content in BATCHES.items() if "cifar" in layout and not packed else ():
+        (tmp_path / layout / name).write_bytes(content)
+    for name, content in IDX.items() if "cifar" not in layout else ():
+        path = tmp_path / layout / (f"{name}.gz" if packed else name)
+        path.write_bytes(gzip.compress(content) if packed else content)
+    assert_is_read(CIFAR10 if "cifar" in layout else FashionMNIST, tmp_path / "data")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -205,20 +217,13 @@ def test_broken_files_are_refused(tmp_path: Path, case: str) -> None:
         data.setup("fit")
 
 
-class Hostile:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.victim,)
-
-
 @pytest.mark.parametrize("kind", ["hostile", "cut off", "empty"])
 def test_a_batch_that_is_another_is_not_unpickled(tmp_path: Path, server: FileServer, kind: str) -> None:
     CIFAR10(data_dir=str(tmp_path)).prepare_data()
-    contents = {"hostile": pickle.dumps(Hostile(tmp_path / "victim")), "cut off": BATCHES["data_batch_3"][:-100]}
+    contents = {
+        "hostile": pickle.dumps(Runs(Path.touch, tmp_path / "victim")),
+        "cut off": BATCHES["data_batch_3"][:-100],
+    }
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(contents.get(kind, b""))
     with pytest.raises(DataError, match="is not in"):
         CIFAR10(data_dir=str(tmp_path)).setup("fit")

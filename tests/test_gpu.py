@@ -1,6 +1,5 @@
 """What only a GPU shows: nothing waits for it, its numbers are those of the CPU, its checkpoints travel."""
 
-import inspect
 import re
 import shlex
 from pathlib import Path
@@ -60,17 +59,6 @@ def test_between_logging_no_step_waits_for_the_gpu(words: str, tmp_path: Path) -
     torch.cuda.set_sync_debug_mode("error")
     with pytest.raises(RuntimeError, match="synchroniz"):
         torch.ones(1, device="cuda").item()
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_it_trains_like_the_cpu(net: str, tmp_path: Path) -> None:
-    words = ["--net", net, "--precision", "64-true", "--augment", "flip_alternating,flip,translate"]
-    words += ["--batch_size", "32", "--max_epochs", "2", "--trainer.limit_train_batches", "10"]
-    if "dropout" in inspect.signature(NETS[net]).parameters:  # which draws on the device
-        words += ["--model.net_args.dropout", "0"]
-    for accelerator in ("cpu", "gpu"):
-        assert train([*GPU, *words, "--accelerator", accelerator, "--run_dir", str(tmp_path / accelerator)]) == 0
-    assert_same_numbers(tmp_path / "cpu", tmp_path / "gpu", rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "nesterov", "rmsprop"])

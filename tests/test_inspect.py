@@ -77,7 +77,7 @@ def test_a_checkpoint_tells_what_it_holds(tmp_path: Path, capsys: Said) -> None:
 
 MISTAKES = {
     "": ["--list", "--net", "--ckpt"],
-    "--nett lenet --list": ["--nett", "--net"],
+    "--nett lenet --list": ["unknown option 'nett'. Did you mean net"],
     "--net lenett": ["lenett", "Did you mean lenet", "resnet9"],
     "--net mlp --net_args.hiden 3": ["hiden", "Did you mean hidden"],
     "--net mlp --net_args.hidden [1": ["--net_args", "3,32,32"],

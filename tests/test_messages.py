@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Command, Patch, Refused, Said, patched, script
-from test_train import CPU, FAST, FEW, STEPS, OwnNet, Witness, config_of, images_in, yaml_file
+from conftest import ROOT, Command, Patch, Refused, Said, images_in, patched, script
+from test_train import CPU, FAST, FEW, STEPS, OwnNet, Witness, config_of, yaml_file
 from torch import Tensor
 
 from data_modules import FashionMNISTSample
@@ -39,19 +39,56 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 THEIRS, MONITOR = "lightning.pytorch.callbacks", "init_args: {monitor: acc_of_val}"
 MISTAKES = {
-    "--net lenett": ["lenett", "lenet"],
+    "--net lenett": ["unknown net 'lenett'. Did you mean lenet"],
+    "--net resnet18": ["unknown net 'resnet18'. Did you mean torchvision/resnet18?"],
+    "--net zzz": ["torchvision/NAME, timm/NAME"],
+    "--net torchvision/vgg17": ["unknown torchvision network 'vgg17'. Did you mean vgg"],
+    "--net timm/resnet1": ["unknown timm network 'resnet1'. Did you mean resnet18"],
+    "--net mlp --model.net_args.hiden 5": ["unknown argument of net mlp 'hiden'. Did you mean hidden? Allowed: "],
+    "--net mlp --model.net_args.hidden -5": ["net mlp cannot be built with {'hidden': -5, "],
+    "--model.net_args.kernel_size 14": ["lenet with {'kernel_size': 14} cannot work on images (1, 32, 32): "],
+    "--model.net_args.kernel_size 0": ["lenet with {'kernel_size': 0} cannot work on images (1, 32, 32): "],
+    "--model.net_args.image_size [8,8]": ["unknown argument of net lenet 'image_size'. "],
+    "--net resnet9 --model.net_args.activation sillu": ["'sillu'. Did you mean silu? Allowed: relu, "],
+    "--weights default": ["net lenet has no published ones; give none, or a file"],
+    "--net torchvision/resnet18 --weights DEFUALT": ["Did you mean DEFAULT? Allowed: IMAGENET1K_V1, DEFAULT"],
+    "--net timm/resnet18 --weights a1_in2k": ["unknown weights of resnet18 'a1_in2k'. Did you mean a1_in1k"],
+    "--backbone_lr -1": ["backbone_lr -1.0"],
+    "--freeze_epochs -2": ["freeze_epochs -2; at least 0 and -1 are allowed"],
+    "--freeze_epochs 1 --schedule plateau": ["schedule plateau would keep a learning rate of 0"],
+    "--cache_features": ["it needs --freeze_epochs -1"],
+    "--cache_features --freeze_epochs -1 --augment flip": ["--augment flip changes it; give --augment none"],
+    "--cache_features --freeze_epochs -1 --augment none --net torchvision/squeezenet1_1": ["than one linear layer"],
+    "--init xavier_norml": ["unknown init 'xavier_norml'. Did you mean xavier_normal", "Allowed: def"],
+    "--optimizer adm": ["unknown optimizer 'adm'. Did you mean "],
+    "--optimizer sgd --model.optimizer_args.momentun 1": ["'momentun'. Did you mean momentum? Allowed: momentum, "],
+    "--optimizer manual_sgd --model.optimizer_args.momentum 1": ["of manual_sgd 'momentum'. Allowed: none"],
+    "--schedule onecycle": ["unknown schedule 'onecycle'. Did you mean one_cycle? Allowed: constant, "],
+    "--schedule cosine --model.schedule_args.warm_up 0": ["'warm_up'. Did you mean warmup? Allowed: warmup, "],
     "--data fashion": ["fashion", "fashion_mnist"],
     "--data image_folder --data_dir nowhere": ["nowhere is not a folder"],
     "--data image_folder --data.image_size big": ["image_size", "int"],
+    "--data image_folder --data.image_size 0": ["image_size is 0"],
+    "--data image_folder --data.channels 2": ["channels is 2"],
+    "--data image_folder --data.on_error ignore": ["on_error", "ignore"],
+    "--data image_folder --data.test_fraction 1.0": ["test_fraction is 1.0"],
+    "--data image_folder --data.folds 1": ["folds is 1; it must be at least 2"],
+    "--data image_folder --data.fold 2": ["fold is 2; it must be left out without folds"],
+    "--data image_folder --data.folds 3 --data.fold 4": ["fold is 4; it must be from 1 to 3"],
+    "--data image_folder --data.folds 3 --data.test_fraction 0.2": ["test_fraction is 0.2; it must be left out with"],
+    "--data image_folder --data.group_by (": ["not a regular expression: missing"],
     "--data.image_size 5": ["data.image_size is an option of image_folder, image_table only"],
-    "--data_dir \udcffictures": ["'?ictures' is not UTF-8"],
     "--data.sampling even": ["sampling", "even", "shuffled", "balanced"],
     "--data cifar_10": ["'cifar_10'. Did you mean cifar10?", "image_folder"],
     "--data.val_fraction 1.0": ["val_fraction"],
     "--data.batch_sise 3": ["batch_sise", "data.batch_size"],
     "--batch_size 0": ["batch_size is 0; it must be at least 1"],
-    "--augment flipp": ["unknown augmentation 'flipp'", *AUGMENTATIONS],
-    "--augment flip,crop:scale=2..1": ["'scale=2..1'", "crop:scale=0.25..1:ratio=0.75..1.33"],
+    "--augment flip,cut_out": ["unknown augmentation 'cut_out'. Did you mean cutout?", *AUGMENTATIONS],
+    "--augment crop,flip:scale=0.5..1": ["flip cannot have"],
+    **{
+        f"--augment flip,crop:{option}": [f"'{option}'", "crop:scale=0.25..1:ratio=0.75..1.33"]
+        for option in ("scale=2..1", "scale=0..1", "scale=0.5..1.5", "scale=0.5", "size=3", "ratio=a..b", "0.5..1")
+    },
     "--max_epoch 3": ["max_epoch", "max_epochs"],
     "--max_epochs 0": ["max_epochs is 0", "evaluate.py"],
     "--max_epochs -1 --early_stopping 3": ["max_epochs -1", "--trainer.max_time", "constant"],
@@ -64,6 +101,7 @@ MISTAKES = {
     "--label_smoothing 10": ["label_smoothing is 10", "from 0 to 1"],
     "--weight_decay -1": ["weight_decay is -1", "0 or more"],
     "--class_weights 1,2,3": ["class_weights", "1,2,3", "balanced", "[...] with 10 numbers"],
+    "--class_weights [1.0]": ["1 numbers for 10 classes"],
     "--clip_grad None": ["gradient_clip_val", "None"],
     "--model.net_args.depth 3": ["depth", "lenet"],
     "--model.optimizer_args.betas [0.9]": ["optimizer adamw", "betas"],
@@ -73,6 +111,7 @@ MISTAKES = {
     "--config missing.yaml": ["missing.yaml", "no such file"],
     "--precision 7": ["precision", "7"],
     "--seed -1": ["--seed is -1", "4294967295"],
+    "--seed true": ["--seed is True", "a number from 0"],
     "--devices 0": ["devices", "0"],
     "--strategy dpp": ["strategy", "dpp", "ddp"],
     "--strategy fsdp --devices 2": ["fsdp", "GPU"],
@@ -81,6 +120,11 @@ MISTAKES = {
     "--resume nowhere": ["nowhere", "no such file"],
     "--weights nowhere.ckpt": ["nowhere.ckpt: no such file"],
     **({} if torch.cuda.is_available() else {"--accelerator gpu": ["--accelerator cpu"]}),
+    # Of another command.
+    "prepare_data --data fashion_mnist_sampel": ["Did you mean fashion_mnist_sample?"],
+    "prepare_data --batch_sice 3": ["unknown option 'batch_sice'. Did you mean batch_size?"],
+    "prepare_data --batch_size many": ["\"batch_size\": Expected a <class 'int'>. Got value: many"],
+    "prepare_data --data image_folder --data_dir nowhere --sheet x.abc": ["--sheet x.abc: the file's name"],
     # Only found in training.
     "--schedule plateau --trainer.check_val_every_n_epoch 2 --max_epochs 2": ["val_acc which is not available"],
     "--trainer.limit_test_batches 0.1 --batch_size 2000": ["limit_test_batches"],
@@ -89,8 +133,8 @@ MISTAKES = {
     "model: {nett: lenet}": ["Did you mean net"],
     "model: [1, 2": ["not a YAML file"],
     "just words": ["no options"],
-    "data_dir: x": ["data: {init_args: {data_dir: ...}}"],
-    "max_epochs: 3": ["trainer: {max_epochs: ...}"],
+    "data_dir: x": ["data.init_args.data_dir: ..."],
+    "max_epochs: 3": ["trainer.max_epochs: ..."],
     "seed: 3": ["seed_everything: ..."],
     "resume: runs/a": ["--resume"],
     "ckpt_path: runs/a": ["--resume"],
@@ -106,8 +150,11 @@ MISTAKES = {
 @pytest.mark.parametrize("given", MISTAKES)
 def test_a_mistake_ends_in_one_message(given: str, tmp_path: Path, monkeypatch: Patch, refused: Refused) -> None:
     monkeypatch.chdir(tmp_path)
-    words = given.split() if given.startswith("--") else ["--config", yaml_file(tmp_path, given)]
-    said = refused(train, [*FEW, *words], 1, 2)
+    if given.startswith("prepare_data"):
+        said = refused(script("prepare_data"), given.split()[1:])
+    else:
+        words = given.split() if given.startswith("--") else ["--config", yaml_file(tmp_path, given)]
+        said = refused(train, [*FEW, *words], 1, 2)
     assert [part for part in MISTAKES[given] if part not in said] == []
 
 
@@ -118,25 +165,18 @@ def test_a_checkpoint_that_keeps_no_parts_keeps_its_seed(tmp_path: Path, refused
     assert said in refused(lightning_cli, ["validate", "--ckpt_path", old, "--data.val_fraction", "0.3"])
 
 
-def test_images_that_weights_were_trained_on_are_not_tested_in_silence(tmp_path: Path, capsys: Said) -> None:
-    words = [*FEW, "--data", "image_folder", "--data_dir", images_in(tmp_path / "images", "a", "b")]
-    assert train([*words, "--run_dir", str(tmp_path / "one")]) == 0
-    start = ["--weights", str(tmp_path / "one" / "checkpoints" / "best.ckpt")]
-    assert train([*words, *start, "--run_dir", str(tmp_path / "same")]) == 0
-    assert "was trained on" not in capsys.readouterr().err
-    assert train([*words, *start, "--seed", "7", "--run_dir", str(tmp_path / "other")]) == 0
-    assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().err)
-
-
-def test_a_test_says_what_has_changed_and_a_renamed_class_is_named(
+def test_changed_images_tested_ones_that_were_trained_on_and_a_renamed_class_are_said(
     tmp_path: Path, capsys: Said, refused: Refused
 ) -> None:
-    images = Path(images_in(tmp_path / "images", "a", "b"))
-    words = [*FEW, "--data", "image_folder", "--data_dir", str(images)]
-    assert train([*words, "--run_dir", str(tmp_path / "run")]) == 0
+    images = images_in(tmp_path / "images", "a", "b")
+    words = [*FEW, "--data", "image_folder", "--data_dir", str(images), "--run_dir"]
     checkpoint = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert train([*words, str(tmp_path / "run")]) == 0
+    assert train([*words, str(tmp_path / "same"), "--weights", checkpoint]) == 0
+    assert "was trained on" not in capsys.readouterr().err
+    assert train([*words, str(tmp_path / "other"), "--weights", checkpoint, "--seed", "7"]) == 0
+    assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().err)
     next((images / "a").iterdir()).unlink()
-    capsys.readouterr()
     assert lightning_cli(["test", "--ckpt_path", checkpoint]) == 0
     assert "1 gone" in capsys.readouterr().out
     (images / "b").rename(images / "c")
@@ -219,14 +259,6 @@ def test_an_error_in_ones_own_code_keeps_its_traceback(
     assert re.search(rf'test_messages.py", line \d+, in fails(.*\n)+{error.__name__}: of my own', shown)
 
 
-def test_the_shell_sees_that_traceback(command: Command, tmp_path: Path) -> None:
-    lines = ["import data_modules", "", "class Mine(data_modules.FashionMNISTSample):", "    def load(self, split):"]
-    (tmp_path / "own.py").write_text("\n".join([*lines, "        return 1 / 0"]))
-    done = command("-m", "lit_nn", "fit", "--data", "own.Mine", *FEW)
-    assert done.returncode == 1
-    assert re.search(r'Traceback(.*\n)*.*own.py", line 5, in load(.*\n)*ZeroDivisionError: division', done.stderr)
-
-
 def test_an_argument_that_ones_own_network_cannot_take_is_said_with_its_place(
     monkeypatch: Patch, refused: Refused
 ) -> None:
@@ -283,9 +315,9 @@ def test_printed_commands_can_be_typed(tmp_path: Path, monkeypatch: Patch, capsy
 
 @pytest.mark.posix
 def test_a_user_without_home_or_name_can_train(command: Command, monkeypatch: Patch, tmp_path: Path) -> None:
-    for variable in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"):
+    for variable in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "LIT_NN_CACHE"):
         monkeypatch.delenv(variable, raising=False)
-    data = ["--data", "image_folder", "--data_dir", images_in(tmp_path / "images", "cat", "dog")]
+    data = ["--data", "image_folder", "--data_dir", str(images_in(tmp_path / "images", "cat", "dog"))]
     nobody = "import pwd; pwd.getpwuid = pwd.getpwnam = {}.__getitem__"  # as in a container with --user 12345
     done = command(*patched(nobody), *FEW, *data, "--run_dir", "run")
     assert done.returncode == 0, done.stderr

@@ -8,143 +8,98 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import images_in, noise
+from numpy.typing import NDArray
 from PIL import Image
 
 from data_modules import DataError, DataNote, OptionError
 from data_modules.base import SPLITS, Split
 from data_modules.image_folder import ImageFolder
 from data_modules.images.dataset import ImageFiles
-from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, Numbers, among, cut, remembered
+from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, Numbers, cut, remembered
 
 # --- the rule, on random fingerprints ---------------------------------------------------------------------------------
 
 
-def random_set(random: np.random.Generator, count: int, classes: int, wrong: float) -> tuple[Numbers, Numbers]:
-    """Labels (N,) and fingerprints (N, 2) of images, many of which are copies, some of these under another label."""
+def random_set(
+    random: np.random.Generator, count: int, classes: int, wrong: float, grouped: bool
+) -> tuple[Numbers, Numbers]:
+    """Labels (N,) and marks (N, 4) of images: many are copies, some of these under another label, most in a group."""
     originals = random.integers(0, max(1, int(count * random.choice([0.2, 0.6, 0.95]))), count)
     labels = np.where(random.random(count) < wrong, random.integers(classes, size=count), originals % classes)
     files = np.where(random.random(count) < 0.5, originals, 10_000 + np.arange(count))  # the same, or another format
     mixed = np.stack([files * 7919, originals * 104_729]) * 2_654_435_761 % (1 << 62) - (1 << 61)
-    return labels.astype(np.int64), mixed.T.astype(np.int64)
+    groups: Numbers = np.zeros(count, np.int64)
+    if grouped:  # of one class or of several
+        groups = random.integers(0, max(2, count // int(random.integers(2, 12))), count)
+        labels = np.where(random.random(count) < random.choice([0.0, 0.3, 1.0]), labels, groups % classes)
+        groups = np.where(random.random(count) < 0.1, 0, (groups + 1) * 7_368_787)
+    return labels.astype(np.int64), np.column_stack([*mixed, labels, groups]).astype(np.int64)
 
 
-def assert_no_copy_in_two_parts(digests: Numbers, part: Numbers) -> None:
-    for pixels in np.unique(digests[:, 1]):
-        assert len(set(part[digests[:, 1] == pixels])) == 1
+def together(marks: Numbers) -> NDArray[np.bool_]:
+    """Which images must be in one part, found the slow way (N, N)."""
+    same = marks[:, None] == marks  # (N, N, 4)
+    linked = same[..., 0] | same[..., 1] | (same[..., 3] & (marks[:, 3] != 0))
+    while (more := linked @ linked).sum() > linked.sum():  # of True and False: any(all)
+        linked = more
+    return linked
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_copies_stay_together_and_classes_keep_their_shares(seed: int) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("seed", range(100))
+def test_copies_and_groups_stay_together_and_classes_keep_their_shares(seed: int, grouped: bool) -> None:
     random = np.random.default_rng(seed)
-    classes = int(random.integers(2, 6))
-    labels, digests = random_set(random, int(random.integers(2, 200)), classes, wrong=0.0)
-    fractions = {TEST: float(random.uniform(0.05, 0.4)), VAL: float(random.uniform(0.05, 0.4))}
-    part = cut(labels, digests, np.full(len(labels), OPEN), fractions, seed)
+    count, classes = int(random.integers(10 if grouped else 2, 120)), int(random.integers(2, 6))
+    labels, marks = random_set(random, count, classes, 0.0, grouped)
+    shares = (0.2, 0.15) if grouped else random.uniform(0.05, 0.4, 2).tolist()
+    fractions, linked = dict(zip((TEST, VAL), shares, strict=True)), together(marks)
+    part = cut(labels, marks, np.full(count, OPEN), fractions, seed)
     assert set(part) <= {TRAIN, VAL, TEST}
-    assert_no_copy_in_two_parts(digests, part)
-    order = random.permutation(len(labels))  # names and places do not matter
-    assert (cut(labels[order], digests[order], np.full(len(labels), OPEN), fractions, seed) == part[order]).all()
+    assert (part[:, None] == part)[linked].all()
+    order = random.permutation(count)  # names and places do not matter
+    assert (cut(labels[order], marks[order], np.full(count, OPEN), fractions, seed) == part[order]).all()
     for label in np.unique(labels):
-        mine, copies = part[labels == label], np.unique(digests[labels == label, 1], return_counts=True)[1]
-        assert (mine == TRAIN).any()
-        rest = len(mine)
+        mine, units = part[labels == label], np.unique(linked[labels == label], axis=0)
+        rest, largest = len(mine), units.sum(1).max()
+        assert grouped or (mine == TRAIN).any()
         for name, share in fractions.items():
             got = int((mine == name).sum())
-            assert abs(got - share * rest) <= max(copies.max(), 1)
-            assert got or len(copies) <= len(set(mine))  # at least one if there are enough different ones
-            if copies.max() == 1:
-                assert got == min(max(round(share * rest), 1), rest - 1)
+            assert abs(got - share * rest) <= largest
+            assert grouped or got or len(units) <= len(set(mine))  # at least one if there are enough different ones
+            assert grouped or largest > 1 or got == min(max(round(share * rest), 1), rest - 1)
             rest -= got
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_what_was_trained_on_is_never_tested(seed: int) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("seed", range(100))
+def test_what_was_trained_on_is_never_tested(seed: int, grouped: bool) -> None:
     random = np.random.default_rng(seed)
     classes = int(random.integers(2, 6))
-    labels, digests = random_set(random, int(random.integers(20, 200)), classes, wrong=0.1)
-    part = cut(labels, digests, np.full(len(labels), OPEN), {TEST: 0.2, VAL: 0.1}, seed)
-    assert_no_copy_in_two_parts(digests, part)
-    lists = [digests[part == place] for place in (TRAIN, VAL, TEST)]
-    for later in range(4):  # the run goes on and is evaluated while its data set changes
-        more, others = random_set(random, 60, classes, wrong=0.1)
-        kept = random.permutation(len(labels))[: int(random.uniform(0.5, 1.0) * len(labels))]
-        labels, digests = np.append(labels[kept], more), np.concatenate([digests[kept], others + later])
-        copied = random.integers(len(labels), size=20)
-        labels, digests = np.append(labels, labels[copied]), np.concatenate([digests, digests[copied]])
-        digests[random.random(len(labels)) < 0.1, 0] += 1  # saved in another format
-        if later % 2:
-            digests[:, 1] += 1  # decoded in another size
-        known = remembered(digests, lists, np.full(len(labels), TRAIN))
-        fractions = {TEST: float(random.uniform(0.05, 0.4)), VAL: float(random.uniform(0.05, 0.4))}
-        part = cut(labels, digests, known, fractions, seed + later)
-        assert not among(digests[part == TEST], np.concatenate(lists[:2])).any()
-        assert_no_copy_in_two_parts(digests, part)
-        lists = [np.concatenate([had, digests[part == place]]) for place, had in enumerate(lists)]
-
-
-def random_groups(random: np.random.Generator, count: int, classes: int) -> tuple[Numbers, Numbers]:
-    """Labels (N,) and marks (N, 4): as `random_set`, in groups of one class or of several; some images in none."""
-    labels, digests = random_set(random, count, classes, wrong=0.0)
-    groups = random.integers(0, max(2, count // int(random.integers(2, 12))), count)
-    mixed = random.random(count) < random.choice([0.0, 0.3, 1.0])
-    labels = np.where(mixed, labels, groups % classes)
-    groups[random.random(count) < 0.1] = -1
-    return labels, np.column_stack([digests, labels, (groups + 1) * 7_368_787])
-
-
-def unions(marks: Numbers) -> list[set[int]]:
-    """Which images belong together, found the slow way."""
-    sets: list[set[int]] = []
-    for row in range(len(marks)):
-        one = {row}
-        for other in [s for s in sets if any(among(marks[[row]], marks[[member]])[0] for member in s)]:
-            sets.remove(other)
-            one |= other
-        sets.append(one)
-    return sets
-
-
-@pytest.mark.parametrize("seed", range(100))
-def test_groups_and_copies_stay_together_and_classes_keep_their_shares(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    labels, marks = random_groups(random, int(random.integers(10, 120)), int(random.integers(2, 6)))
-    part = cut(labels, marks, np.full(len(labels), OPEN), fractions := {TEST: 0.2, VAL: 0.15}, seed)
-    sets = unions(marks)
-    assert set(part) <= {TRAIN, VAL, TEST}
-    assert all(len(set(part[list(together)])) == 1 for together in sets)
-    for label in np.unique(labels):
-        rest, largest = int((labels == label).sum()), max(len(s) for s in sets if (labels[list(s)] == label).any())
-        for name, share in fractions.items():
-            got = int((part[labels == label] == name).sum())
-            assert abs(got - share * rest) <= largest
-            rest -= got
-    order = random.permutation(len(labels))  # names and places do not matter
-    assert (cut(labels[order], marks[order], np.full(len(labels), OPEN), fractions, seed) == part[order]).all()
-
-
-@pytest.mark.parametrize("seed", range(100))
-def test_a_group_that_was_trained_on_is_never_tested(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    labels, marks = random_groups(random, 100, 3)
+    labels, marks = random_set(random, int(random.integers(20, 200)), classes, 0.1, grouped)
     part = cut(labels, marks, np.full(len(labels), OPEN), {TEST: 0.2, VAL: 0.1}, seed)
     lists = [marks[part == place] for place in (TRAIN, VAL, TEST)]
-    for later in range(3):
-        kept, (more, others) = random.permutation(len(labels))[:80], random_groups(random, 40, 3)
-        others[:, :2] += later + 1  # other images of the same groups
+    for later in range(4):  # the run goes on and is evaluated while its data set changes
+        more, others = random_set(random, 60, classes, 0.1, grouped)
+        others[:, :2] += later + grouped  # of the same groups
+        kept = random.permutation(len(labels))[: int(random.uniform(0.5, 1.0) * len(labels))]
         labels, marks = np.append(labels[kept], more), np.concatenate([marks[kept], others])
+        copied = random.integers(len(labels), size=20)
+        labels, marks = np.append(labels, labels[copied]), np.concatenate([marks, marks[copied]])
+        marks[random.random(len(labels)) < 0.1, 0] += 1  # saved in another format
+        if later % 2:
+            marks[:, 1] += 1  # decoded in another size
         known = remembered(marks, lists, np.full(len(labels), TRAIN))
-        part = cut(labels, marks, known, {TEST: 0.3, VAL: 0.1}, seed)
-        assert not among(marks[part == TEST], np.concatenate(lists[:2])).any()
+        test, val = random.uniform(0.05, 0.4, 2).tolist()
+        part = cut(labels, marks, known, {TEST: test, VAL: val}, seed + later)
+        trained = np.concatenate(lists[:2])
+        for column in (0, 1, 3):  # file, pixels, group
+            assert not np.isin(marks[part == TEST, column], trained[trained[:, column] != 0, column]).any()
+        assert (part[:, None] == part)[marks[:, None, 1] == marks[:, 1]].all()
         lists = [np.concatenate([had, marks[part == place]]) for place, had in enumerate(lists)]
 
 
 # --- real folders -----------------------------------------------------------------------------------------------------
-
-
-def save(path: Path, seed: int) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def contents(data: ImageFiles) -> dict[Split, set[bytes]]:
@@ -156,17 +111,19 @@ def contents(data: ImageFiles) -> dict[Split, set[bytes]]:
         }
 
 
+def continued(root: Path, parts: Any, **options: Any) -> ImageFolder:
+    """The data set of a run that began with these parts."""
+    data = ImageFolder(str(root), **options)
+    data.known_parts = parts
+    return data
+
+
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of 3 classes with 30 images each."""
-    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
-    for label, name in enumerate(("ant", "bee", "cow")):
-        for number in range(30):
-            save(tmp_path / "data" / name / f"{number:02}.png", 100 * label + number)
-    return tmp_path / "data"
+def root(tmp_path: Path) -> Path:
+    return images_in(tmp_path / "data", "ant", "bee", "cow", count=30, height=6, width=6)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(15))
 def test_folders_that_change(root: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
     run = ImageFolder(str(root), test_fraction=0.2, seed=seed)
@@ -188,9 +145,8 @@ def test_folders_that_change(root: Path, seed: int) -> None:
             elif action == 3:
                 shutil.copy(path, root / random.choice(["ant", "bee", "cow"]) / f"twin{count}{path.suffix}")
             else:
-                save(path.with_name(f"new{count}.png"), count)
-        later = ImageFolder(str(root), seed=int(random.integers(100)), val_fraction=0.3, test_fraction=0.4)
-        later.known_parts = parts
+                noise(5000 + count, 6, 6).save(path.with_name(f"new{count}.png"))
+        later = continued(root, parts, seed=int(random.integers(100)), val_fraction=0.3, test_fraction=0.4)
         now = contents(later)
         assert not now["test"] & (trained["train"] | trained["val"])
         assert not now["val"] & trained["train"]
@@ -205,15 +161,10 @@ def test_more_images_change_neither_parts_nor_size(root: Path) -> None:
     before = contents(run)
     assert all(tensor.dtype == torch.int64 for tensor in run.parts().values())
     assert run.part_changes() == ""
-    later = ImageFolder(str(root))
-    assert later.image_shape == (3, 6, 6)
     for number in range(200):
-        save(root / "ant" / f"new{number}.png", 5000 + number)
-        with Image.open(root / "ant" / f"new{number}.png") as image:
-            image.resize((12, 12)).save(root / "ant" / f"new{number}.png")
+        noise(5000 + number, 12, 12).save(root / "ant" / f"new{number}.png")
     assert ImageFolder(str(root)).image_shape == (3, 12, 12)
-    later = ImageFolder(str(root))
-    later.known_parts = run.parts()
+    later = continued(root, run.parts())
     assert later.image_shape == (3, 6, 6)
     assert before["test"] <= contents(later)["test"]
     assert before["train"] <= contents(later)["train"]
@@ -226,9 +177,7 @@ def test_whatever_changes_is_said_in_one_line(root: Path) -> None:
     files = {split: [root / run._listing.files[row] for row in run.split(split)[2]] for split in ("train", "test")}
 
     def said() -> str:
-        later = ImageFolder(str(root))
-        later.known_parts = run.parts()
-        return later.part_changes()
+        return continued(root, run.parts()).part_changes()
 
     files["test"][0].rename(root / "cow" / "renamed.png")  # an ant
     assert said() == f"{began}1 in another class"
@@ -243,30 +192,17 @@ def test_whatever_changes_is_said_in_one_line(root: Path) -> None:
         assert said() == f"{began}1 gone, 2 in another class, test 9 -> 10"
 
 
-def test_a_share_that_would_be_ignored_is_refused(root: Path) -> None:
-    for part in ("train", "test"):
-        shutil.copytree(root, root.parent / "laid_out" / part)
-    with pytest.raises(OptionError, match=r"test_fraction is 0\.2; it must be left out: .* has a test part"):
-        ImageFolder(str(root.parent / "laid_out"), test_fraction=0.2).prepare_data()
-    run = ImageFolder(str(root), test_fraction=0.2)
-    later = ImageFolder(str(root.parent / "laid_out"), test_fraction=0.2)
-    later.known_parts = run.parts()  # a run that had cut its part goes on
-    assert "kept in the part that they had" in later.part_changes()
-
-
 def test_another_size_and_another_format_at_once(root: Path) -> None:
     parts, before = None, contents(ImageFolder(str(root)))
     for suffix, size in ((".bmp", 4), (".tiff", 5)):
-        run = ImageFolder(str(root), image_size=size)
-        run.known_parts = parts or ImageFolder(str(root)).parts()
+        run = continued(root, parts or ImageFolder(str(root)).parts(), image_size=size)
         assert run.part_changes() == ""
         parts = run.parts()
         for path in [path for path in root.rglob("*.*") if path.is_file()]:
             with Image.open(path) as image:
                 image.save(path.with_suffix(suffix))
             path.unlink()
-    later = ImageFolder(str(root))
-    later.known_parts = parts
+    later = continued(root, parts)
     assert contents(later) == before
     assert later.part_changes() == ""
 
@@ -279,8 +215,7 @@ def test_a_part_that_the_user_lays_out_later(root: Path) -> None:
         for number in range(5):
             (root / "test" / name).mkdir(parents=True, exist_ok=True)
             shutil.move(root / "train" / name / f"{number:02}.png", root / "test" / name)
-    later = ImageFolder(str(root))
-    later.known_parts = run.parts()
+    later = continued(root, run.parts())
     now = contents(later)
     assert not now["test"] & (before["train"] | before["val"])
     assert before["test"] <= now["test"]
@@ -292,8 +227,7 @@ def test_own_folders_are_left_as_they_are(root: Path) -> None:
         shutil.copytree(root, root.parent / "laid_out" / part)
     parts = None
     for _ in range(2):
-        data = ImageFolder(str(root.parent / "laid_out"))
-        data.known_parts = parts
+        data = continued(root.parent / "laid_out", parts)
         with pytest.warns(DataNote, match="90 images lie in two parts"):
             assert [len(data.split(split)[2]) for split in SPLITS] == [90, 90, 90]
         assert data.part_changes() == ""
@@ -301,23 +235,21 @@ def test_own_folders_are_left_as_they_are(root: Path) -> None:
 
 
 def test_a_checkpoint_that_does_not_know_its_parts(root: Path) -> None:
-    data = ImageFolder(str(root))
-    data.known_parts = {}
     with pytest.raises(DataError, match="did not keep which images it was trained on"):
-        data.split("test")
+        continued(root, {}).split("test")
 
 
 # --- groups and folds -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def patients(tmp_path: Path) -> Path:
     """Two classes, 12 patients with 5 images each, every fourth of them with images of both classes."""
-    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+    images_in(tmp_path / "data", "ill", "well", count=0)
     for number in range(60):
         patient = number // 5
         name = ("ill", "well")[(number if patient % 4 == 0 else patient) % 2]
-        save(tmp_path / "data" / name / f"p{patient}_{number:02}.png", number)
+        noise(number).save(tmp_path / "data" / name / f"p{patient}_{number:02}.png")
     return tmp_path / "data"
 
 
@@ -341,12 +273,10 @@ def test_group_by_keeps_groups_together_and_a_run_remembers_them(patients: Path,
     for number in range(12):  # all of what there was of them is replaced
         for path in patients.rglob(f"p{number}_*"):
             path.unlink()
-            save(path.with_name(f"p{number}_new{path.name}"), 1000 + number * 100 + len(path.name))
-            save(path.with_name(f"p{number}_more{path.name}"), 5000 + int(path.stem[-2:]))
-    save(patients / "ill" / "p77_1.png", 9999)
-    later = ImageFolder(str(patients), group_by=GROUP, seed=seed + 1, test_fraction=0.3)
-    later.known_parts = run.parts()
-    now = patients_in(later)
+            noise(1000 + int(path.stem[-2:])).save(path.with_name(f"p{number}_new{path.name}"))
+            noise(5000 + int(path.stem[-2:])).save(path.with_name(f"p{number}_more{path.name}"))
+    noise(9999).save(patients / "ill" / "p77_1.png")
+    now = patients_in(continued(patients, run.parts(), group_by=GROUP, seed=seed + 1, test_fraction=0.3))
     assert all(before[split] <= now[split] | {"p77"} for split in SPLITS)
     assert sum(map(len, now.values())) == 13
     run.known_parts = {name: table[:, :3] if table.ndim == 2 else table for name, table in run.parts().items()}
@@ -372,20 +302,6 @@ def test_groups_in_two_parts_of_the_user_are_named(patients: Path) -> None:
         data.prepare_data()
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("(", "not a regular expression: missing"),
-        ("nothing", "no group in 60 of 60 images, for instance ill/p0_"),
-    ],
-)
-def test_a_wrong_group_by(pattern: str, message: str, patients: Path) -> None:
-    with pytest.raises(OptionError, match=message):
-        ImageFolder(str(patients), group_by=pattern).prepare_data()
-    with pytest.warns(DataNote, match=r"no group in 5 of 60 images, for instance well/p3_15\.png; each is on its own"):
-        ImageFolder(str(patients), group_by="p[0-24-9]|p1[01]").prepare_data()
-
-
 @pytest.mark.parametrize("group_by", [None, GROUP])
 def test_folds_are_disjoint_and_cover_everything(patients: Path, group_by: str | None) -> None:
     folds = [ImageFolder(str(patients), folds=4, fold=k, group_by=group_by) for k in (1, 2, 3, 4)]
@@ -396,25 +312,21 @@ def test_folds_are_disjoint_and_cover_everything(patients: Path, group_by: str |
         assert sorted([*rows, *fold.split("train")[2].tolist(), *fold.split("val")[2].tolist()]) == list(range(60))
         if group_by:
             assert sum(map(len, patients_in(fold).values())) == 12
-    later = ImageFolder(str(patients), folds=4, fold=3, group_by=group_by)
-    later.known_parts = folds[0].parts()
+    later = continued(patients, folds[0].parts(), folds=4, fold=3, group_by=group_by)
     assert contents(later) == contents(folds[0])
     assert "shares of 0.1, 0.1, fold 1 of 4" in later.part_changes()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"folds": 1}, "folds is 1; it must be at least 2"),
-        ({"fold": 2}, "fold is 2; it must be left out without folds"),
-        ({"folds": 3, "fold": 4}, "fold is 4; it must be from 1 to 3"),
-        ({"folds": 3, "test_fraction": 0.2}, r"test_fraction is 0\.2; it must be left out with folds"),
-    ],
-)
-def test_wrong_folds(options: dict[str, Any], message: str, patients: Path) -> None:
-    with pytest.raises(OptionError, match=message):
-        ImageFolder(str(patients), **options)
-    shutil.copytree(patients, patients.parent / "own" / "train")
-    shutil.copytree(patients, patients.parent / "own" / "test")
+def test_options_that_do_not_suit_the_folder(patients: Path) -> None:
+    with pytest.raises(OptionError, match="no group in 60 of 60 images, for instance ill/p0_"):
+        ImageFolder(str(patients), group_by="nothing").prepare_data()
+    with pytest.warns(DataNote, match=r"no group in 5 of 60 images, for instance well/p3_15\.png; each is on its own"):
+        ImageFolder(str(patients), group_by="p[0-24-9]|p1[01]").prepare_data()
+    for part in ("train", "test"):
+        shutil.copytree(patients, own := patients.parent / "own" / part)
+    with pytest.raises(OptionError, match=r"test_fraction is 0\.2; it must be left out: .* has a test part"):
+        ImageFolder(str(own.parent), test_fraction=0.2).prepare_data()
     with pytest.warns(DataNote, match="folds are cut from all images, whatever part they lie in"):
-        assert len(ImageFolder(str(patients.parent / "own"), folds=3).split("test")[2]) == 40
+        assert len(ImageFolder(str(own.parent), folds=3).split("test")[2]) == 40
+    cut_before = continued(own.parent, ImageFolder(str(patients), test_fraction=0.2).parts(), test_fraction=0.2)
+    assert "kept in the part that they had" in cut_before.part_changes()  # that run goes on

@@ -1,81 +1,40 @@
 """scripts/prepare_data.py counts, checks and draws; sheets of samples, and images kept on the device."""
 
 import io
+import re
 from pathlib import Path
 from typing import Literal
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
-from conftest import script
+from conftest import Patch, Said, images_in, noise, script
 from PIL import Image
 
 from data_modules import FashionMNISTSample
-from data_modules.sheets import measured, sample_sheet
+from data_modules.sheets import sample_sheet
 
 main = script("prepare_data")
 
 
-def image(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8))
-
-
-def test_counts_complaints_and_sheet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+def test_counts_complaints_and_sheet(tmp_path: Path, monkeypatch: Patch, capsys: Said) -> None:
     monkeypatch.chdir(tmp_path)
-    for part, count in [("train", 10), ("test", 3)]:
-        for label, name in enumerate(["ant", "bee"]):
-            folder = Path("mine", part, name)
-            folder.mkdir(parents=True)
-            for number in range(count + label):
-                image(1000 * label + 100 * count + number).save(folder / f"{number}.png")
+    images_in(Path("mine"), "train/ant", "train/bee", "test/ant", "test/bee", height=12, width=12)
     Path("mine/train/bee/bad.png").write_text("no image", encoding="utf-8")
-    image(1000).save("mine/train/ant/twin.png")
-    image(1000).save("mine/test/bee/twin.png")
-
-    words = ["--data", "image_folder", "--data_dir", "mine", "--seed", "0"]
-    assert main([*words, "--data.on_error", "skip", "--sheet", "sheet.png"]) == 0
+    for twin in ("mine/train/ant/twin.png", "mine/test/bee/twin.png"):
+        noise(77, 12, 12).save(twin)
+    words = ["--data", "image_folder", "--data_dir", "mine", "--data.on_error", "skip", "--sheet", "sheet.png"]
+    assert main(words) == 0
     printed = capsys.readouterr().out
     rows = [line.replace("│", " ").split() for line in printed.splitlines()]
-    for row in (["ant", "10", "1", "3"], ["bee", "10", "1", "5"], ["all", "20", "2", "8"]):
+    for row in (["ant", "10", "1", "10"], ["bee", "9", "1", "11"], ["all", "19", "2", "21"]):
         assert row in rows
     for said in ("3 x 12 x 12", "bad.png: not an image", "twin.png", "in two parts:     1 in train and test"):
         assert said in printed
+    for own, found in re.findall(r"(?:mean|std): +(.*), measured on the training images: (.*)", printed):
+        assert [float(value) for value in own.split()] == pytest.approx([*map(float, found.split())], abs=2e-4)
     with Image.open("sheet.png") as sheet:
         assert sheet.width > 500
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "text"),
-    [
-        (["--data", "fashion_mnist_sampel"], 2, "Did you mean fashion_mnist_sample?"),
-        (["--data", "image_folder", "--data.image_size", "0"], 2, "image_size is 0"),
-        (["--batch_sice", "3"], 2, "unknown option 'batch_sice'. Did you mean batch_size?"),
-        (["--batch_size", "many"], 2, "\"batch_size\": Expected a <class 'int'>. Got value: many"),
-        (["--data_dir", "mine"], 2, "--data_dir mine: the data set fashion_mnist_sample reads no folder"),
-        (["--data", "image_folder", "--data_dir", "nowhere", "--sheet", "x.abc"], 2, "--sheet x.abc: the file's name"),
-    ],
-)
-def test_one_message_for_a_mistake(
-    words: list[str], status: int, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words) == status
-    message = capsys.readouterr().err
-    assert text in message
-    assert message.startswith("error: ")
-    assert len(message.splitlines()) == 1
-
-
-def test_measured_mean_and_std() -> None:
-    data = FashionMNISTSample()
-    images, _, rows = data.split("train")
-    pixels = images[rows].double() / 255
-    mean, std = measured(data)
-    assert mean == pytest.approx([pixels.mean().item()], abs=1e-6)
-    assert std == pytest.approx([pixels.std(correction=0).item()], abs=1e-6)
 
 
 def test_sheet_shows_each_class_in_its_row() -> None:

@@ -256,18 +256,18 @@ def test_a_run_whose_time_is_over_says_what_to_raise(tmp_path: Path, capfd: Said
     assert [int(row["epoch"]) for row in rows(run)] == list(range(len(rows(run))))
 
 
-def test_a_run_that_lost_only_its_result_gets_it(run: Path, copy: Path) -> None:
+def test_a_run_goes_on_from_what_is_left_of_it(run: Path, copy: Path) -> None:
     (copy / "result.json").unlink()
     assert train(["--resume", "last"]) == 0
     assert differences(run, copy) == []
-
-
-def test_a_run_goes_on_from_its_best_checkpoint_or_from_nothing(run: Path, copy: Path) -> None:
     assert train(["--resume", "best", "--max_epochs", "4", "--run_dir", str(copy)]) == 0
     assert len(rows(copy)) == 4
     (copy / "checkpoints" / "last.ckpt").unlink()
-    assert train(["--resume", str(copy), "--max_epochs", "5"]) == 0
-    assert len(rows(copy)) == 5
+    (leftover := copy / "checkpoints" / "last.part.ckpt").write_bytes(b"half")  # of a killed save
+    for option, epochs in (("--resume", "5"), ("--ckpt_path", "6")):
+        assert lightning_cli(["fit", option, str(copy), "--max_epochs", epochs]) == 0
+        assert len(rows(copy)) == int(epochs)
+    assert not leftover.exists()
     shutil.rmtree(copy / "checkpoints")
     assert train(["--resume", str(copy), "--max_epochs", "3"]) == 0
     assert differences(run, copy) == []
@@ -284,14 +284,6 @@ def test_what_is_continued_elsewhere_leaves_the_first_run_alone(copy: Path) -> N
     assert [path.name for path in Path("elsewhere").iterdir()] == ["some.ckpt"]
     assert len(list(Path("runs").glob("*/*/result.json"))) == 3
     assert {path: path.read_bytes() for path in copy.rglob("*.*") if path.is_file()} == before
-
-
-def test_lightning_cli_continues_too_and_what_a_killed_save_left_is_removed(copy: Path) -> None:
-    (leftover := copy / "checkpoints" / "last.part.ckpt").write_bytes(b"half")
-    for option, epochs in (("--resume", "4"), ("--ckpt_path", "5")):
-        assert lightning_cli(["fit", option, str(copy), "--max_epochs", epochs]) == 0
-        assert len(rows(copy)) == int(epochs)
-    assert not leftover.exists()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])  # steps of half the size; as many images for a step, in two batches
@@ -314,7 +306,6 @@ REFUSED = {
     "--resume last --data cifar10": ["last.ckpt", "classes"],
     "--resume last --optimizer sgd --max_epochs 9": ["--optimizer", "adamw", "sgd"],
     "--resume last --schedule plateau --max_epochs 9": ["--schedule", "one_cycle", "plateau"],
-    "--resume last --model.optimizer_args.amsgrad true --max_epochs 9": ["amsgrad", "--weights"],
     "--resume runs/x/run --run_dir other --max_epochs 4": ["other", "another run"],
     "--resume last --run_dir nowhere": ["nowhere"],
 }
@@ -358,6 +349,7 @@ def test_the_average_is_that_of_all_steps(precision: str, tmp_path: Path, monkey
         for name, value in weights.items():
             average[name] = 0.9 * average[name] + 0.1 * value.float() if value.is_floating_point() else value
     checkpoint = load(run / "checkpoints" / "last.ckpt")
-    torch.testing.assert_close(checkpoint["state_dict"], average)
+    tolerance = 1e-2 if precision == "bf16-true" else 1e-5  # at each validation the average is rounded as the weights
+    torch.testing.assert_close(checkpoint["state_dict"], average, rtol=tolerance, atol=tolerance)
     assert checkpoint["averaging_state"] == {"n_averaged": 4}
     torch.testing.assert_close(checkpoint["current_model_state"], later[-1], rtol=0, atol=0)

@@ -5,29 +5,25 @@ import hashlib
 import itertools
 import operator
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar, WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data_modules.files import atomic_path
 from data_modules.images.features import keep_features
-from lit_nn.checkpoint import copy_checkpoint
 from lit_nn.classifier import LitClassifier
-from lit_nn.engine import distributed
 from lit_nn.errors import Ended
 from lit_nn.finetune import features as features_of
 
@@ -37,17 +33,15 @@ ASK_EVERY = 8  # steps between two questions of several processes to one another
 
 
 class Checkpoints(Checkpoint):
-    """Saves best.ckpt (the best validation so far, by what the classifier monitors) and last.ckpt.
+    """Saves best.ckpt and last.ckpt, when nothing of the step or epoch before is still to come: docs/checkpoints.md.
 
-    Only between two epochs or between two optimizer steps, when nothing of the step or epoch before is still to come.
     Lightning's ModelCheckpoint saves while an epoch ends, before its schedule and its training metrics are done with
-    it; a run continued from there is no longer the same run. docs/checkpoints.md says when what is saved.
+    it; a run continued from there is no longer the same run.
     """
 
     def __init__(self, folder: Path, every_steps: int | None = None, every_minutes: float | None = None) -> None:
         self.folder, self.every_steps, self.every_minutes = folder, every_steps, every_minutes
         self.best_score: float | None = None
-        self.best_epoch: int | None = None
         self._signum = 0  # of the signal that has come, if one has
         self._old_handlers: dict[int, Any] = {}
         self._saved_at = 0.0  # time.monotonic() of the latest saving
@@ -64,28 +58,25 @@ class Checkpoints(Checkpoint):
         return time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch, "seconds": self.seconds}
+        return {"best_score": self.best_score, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best score of the run that is continued, as long as its best.ckpt is there."""
         if (self.folder / "best.ckpt").exists():
-            self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+            self.best_score = state_dict["best_score"]
         self._started = time.monotonic() - state_dict["seconds"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start the clock; all processes save into the folder of the first one, whose name may hold the time."""
+        """Save into the folder of the first process, whose name may hold the time."""
         if stage == "fit":
             self._started = time.monotonic()
             self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Watch for signals, and remove what a process that was killed while saving has left."""
+        """Watch for signals."""
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
             self._old_handlers = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
-        if trainer.is_global_zero:
-            for leftover in self.folder.glob("*.part.ckpt"):
-                leftover.unlink()
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Give the signals back."""
@@ -134,10 +125,11 @@ class Checkpoints(Checkpoint):
         score = trainer.callback_metrics.get(classifier.hparams["monitor"])
         better = operator.gt if classifier.mode == "max" else operator.lt
         if is_best := score is not None and (self.best_score is None or better(score.item(), self.best_score)):
-            self.best_score, self.best_epoch = score.item(), trainer.current_epoch - 1
+            self.best_score = score.item()
             self._save(trainer, best)
         if is_best and not self._ends_inside and trainer.is_global_zero:
-            copy_checkpoint(best, self.last)  # to save it once more would take much longer
+            with atomic_path(self.last) as path:  # to save it once more would take much longer
+                shutil.copyfile(best, path)
         elif not is_best and not self._ends_inside:  # else last.ckpt is there, from inside the epoch, which is not over
             self._save(trainer, self.last)
         self._stop_if_asked_to(trainer)
@@ -148,7 +140,14 @@ class Checkpoints(Checkpoint):
 
     def _stop_if_asked_to(self, trainer: L.Trainer) -> None:
         if signum := _largest(trainer, self._signum):  # a signal may have reached only one process
-            raise Ended(f"Stopped. {distributed.to_continue(self.folder.parent)}", 128 + signum)
+            raise Ended(f"Stopped. {to_continue(self.folder.parent)}", 128 + signum)
+
+
+def to_continue(folder: Path) -> str:
+    """The sentence that says how to continue a run."""
+    launched_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
+    how = ", with the same launcher: " if launched_outside else ": python "
+    return f"To continue{how}scripts/train.py --resume {shlex.quote(str(folder))}"
 
 
 def _largest(trainer: L.Trainer, number: int) -> int:
@@ -157,16 +156,14 @@ def _largest(trainer: L.Trainer, number: int) -> int:
 
 
 class EMA(WeightAveraging):
-    """Keeps an exponential moving average of the weights, which is validated, tested and saved as the model's weights.
+    """Keeps an exponential moving average of the weights from the first step on, which is validated, tested and saved.
 
-    It begins with the weights after the first step. Lightning's EMAWeightAveraging waits for the GPU at every step,
-    rounds where the weights are not float32, and leaves the average in the place of the raw weights at the end.
+    Lightning's EMAWeightAveraging waits for the GPU at every step, and leaves the average in the place of the weights.
     """
 
     def __init__(self, decay: float) -> None:
         super().__init__()
         self._decay = decay
-        self._raw: dict[str, Tensor] = {}  # weights and buffers, while the average is validated in their place
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -174,8 +171,9 @@ class EMA(WeightAveraging):
         if trainer.global_step == self._latest_update_step:  # gradients are being accumulated
             return
         assert self._average_model is not None
+        tensors = (itertools.chain(m.parameters(), m.buffers()) for m in (self._average_model.module, pl_module))
         averages, weights = [], []
-        for average, weight in zip(_tensors(self._average_model.module), _tensors(pl_module), strict=True):
+        for average, weight in zip(*tensors, strict=True):
             if average.is_floating_point():
                 averages.append(average)
                 weights.append(weight.to(average.dtype))  # not the same where the weights are not float32
@@ -185,25 +183,8 @@ class EMA(WeightAveraging):
         self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the average in the place of the weights."""
-        if self._average_model is not None:
-            self._raw = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
-            pl_module.load_state_dict(self._average_model.module.state_dict())
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put them back."""
-        if self._raw:
-            pl_module.load_state_dict(self._raw)
-            self._raw = {}
-
     def on_train_end(self, *_: Any) -> None:
         """Leave the raw weights where they are: last.ckpt is yet to be saved, and best.ckpt has the average."""
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Weights and buffers."""
-    return itertools.chain(module.parameters(), module.buffers())
 
 
 class KeepFeatures(Callback):
@@ -228,11 +209,7 @@ class KeepFeatures(Callback):
 
 
 class MetricsCSV(Callback):
-    """Writes metrics.csv: one row per epoch with every metric of training and, if it had one, validation.
-
-    It is added when the next epoch begins or the training ends: only then the training metrics are known and the
-    schedule has moved. A run that is continued keeps the rows of the epochs that were complete.
-    """
+    """Writes metrics.csv: a row per epoch, when the next one begins: only then its metrics are known."""
 
     COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_loss", "val_acc")  # and what else is logged
 
@@ -270,73 +247,29 @@ class MetricsCSV(Callback):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows([*rows, row])
-
-
-class TensorBoardFigures(Callback):
-    """Shows in TensorBoard what goes in and what it goes through: a sheet of training images, the network's graph."""
-
-    @rank_zero_only
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        logger = trainer.logger
-        if not isinstance(logger, TensorBoardLogger):
-            return
-        assert isinstance(pl_module, LitClassifier)
-        from data_modules.sheets import sample_rows, sample_sheet  # matplotlib: only when something is drawn
-
-        images, labels, indices = pl_module.data.split("train")
-        rows = indices[sample_rows(labels.cpu()[indices])]
-        logger.experiment.add_figure("train/samples", sample_sheet(images[rows], labels[rows], pl_module.class_names))
-        if isinstance(trainer.strategy, FSDPStrategy):
-            return  # each process has only a part of the weights
-        net, size = pl_module.net, pl_module.net_size or images.shape[-2:]
-        example = torch.zeros(2, pl_module.image_shape[0], *size, device=pl_module.device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TensorBoard's writer traces; values that shape the graph are constants
-            try:
-                logger.experiment.add_graph(net.eval(), example)  # eval: zeros must not move any running mean
-            except Exception as error:  # tracing fails in many ways, and a figure must not end a training
-                print(f"TensorBoard gets no graph of this network: {error}")
-            finally:
-                net.train()
+        if isinstance(bar := trainer.progress_bar_callback, ProgressBar) and bar.is_disabled:
+            shown = dict.fromkeys(["train_loss", "val_loss", "val_acc", trainer.lightning_module.hparams["monitor"]])
+            text = ", ".join(f"{name} {values[name]:.4f}" for name in shown if name in values)
+            print(f"epoch {epoch + 1} of {trainer.max_epochs}: {text}", flush=True)
 
 
 class ProgressBar(TQDMProgressBar):
-    """Progress with the metrics of the latest batches; where there is no terminal, a line an epoch."""
+    """Progress with the metrics of the latest batches; without a terminal, `MetricsCSV` prints a line an epoch."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=20 if sys.stdout.isatty() else 0)
         self._recent: dict[str, float] = {}
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        self._print_epoch(trainer)  # the one before
-        super().on_train_epoch_start(trainer, *args)
-
-    def on_train_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._print_epoch(trainer)
-        super().on_train_end(trainer, *args)
 
     def on_exception(self, *_: Any) -> None:
         """Leave the bar's line, so that the message that follows has one of its own."""
         if self.is_enabled:
             print(flush=True)
 
-    def _print_epoch(self, trainer: L.Trainer) -> None:
-        metrics = trainer.callback_metrics
-        if self.is_disabled and trainer.is_global_zero and "train_loss" in metrics:
-            shown = {"train_loss": metrics["train_loss"], **_validated(trainer)}
-            text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-            print(f"epoch {trainer.current_epoch} of {trainer.max_epochs}: {text}", flush=True)
-
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Loss and accuracy of the latest training batches, the latest validation's, and what a user logs for it."""
         assert isinstance(pl_module, LitClassifier)
         self._recent = pl_module.train_metrics.recent() or self._recent  # just after they were flushed there are none
-        shown = super().get_metrics(trainer, pl_module)
+        shown, names = super().get_metrics(trainer, pl_module), ("val_loss", "val_acc", pl_module.hparams["monitor"])
         shown.pop("v_num", None)
-        return {**shown, **{name: f"{value:.3f}" for name, value in {**self._recent, **_validated(trainer)}.items()}}
-
-
-def _validated(trainer: L.Trainer) -> dict[str, Tensor]:
-    """Loss and accuracy of the latest validation, and what best.ckpt goes by."""
-    names = dict.fromkeys(["val_loss", "val_acc", trainer.lightning_module.hparams["monitor"]])
-    return {name: trainer.callback_metrics[name] for name in names if name in trainer.callback_metrics}
+        known = {**self._recent, **{name: trainer.callback_metrics.get(name) for name in names}}
+        return {**shown, **{name: f"{value:.3f}" for name, value in known.items() if value is not None}}

@@ -12,12 +12,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from data_modules import DATA_SETS, data_class
 from data_modules.base import ImageDataModule
 from lit_nn.classifier import LitClassifier
-from lit_nn.engine import distributed, option_checks
+from lit_nn.engine import option_checks
 from lit_nn.engine.callbacks import Checkpoints
-from lit_nn.engine.configuration import explain, plain_options, read_yaml
+from lit_nn.engine.configuration import explain, read_yaml
 from lit_nn.engine.console import quieten
-from lit_nn.engine.flags import FLAGS, to_dotted, values_of
-from lit_nn.engine.previous_run import new_run_dir, rebuild, starting_point
+from lit_nn.engine.flags import FLAGS, to_dotted
+from lit_nn.engine.previous_run import StartingPoint, new_run_dir, rebuild
 from lit_nn.engine.resume import RunState
 from lit_nn.engine.trainer import build_trainer
 from lit_nn.errors import UsageError
@@ -27,30 +27,27 @@ DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels", "fit", "mu
 
 
 class LitCLI(LightningCLI):
-    """Data module, classifier and Trainer, built from flat flags, dotted flags and YAML files.
+    """Data module, classifier and Trainer of a stage: fit, validate, test, predict. UsageError if that cannot be done.
 
-    Lightning's class parses and builds, in the order of the methods below. Then, inside of `run.running`, a method
-    of the Trainer is called. ``stage`` is fit, validate, test or predict, ``argv`` the words that follow it; ``tests``
-    says whether the best checkpoint is tested after the training. UsageError says what cannot be done.
+    Lightning's class calls the methods below in their order. ``tests``: whether the best checkpoint is tested then.
     """
 
     config: Any
     trainer: L.Trainer
     datamodule: ImageDataModule
     model: LitClassifier
+    state: RunState  # only there where something is written
 
     def __init__(self, stage: str, argv: Sequence[str], tests: bool = False) -> None:
         quieten()
-        self.stage, self.tests, self.launcher = stage, tests, distributed.launcher()
-        self.words = to_dotted(argv)
-        for file in values_of("--config", self.words):
+        self.stage, self.tests = stage, tests
+        self.given, words = to_dotted(argv)
+        for file in self.given.get("config", ()):
             read_yaml(Path(file))  # says what the parser would not
-        option_checks.check_words(stage, self.words)
-        # The run that is continued; the checkpoint that is continued, validated or tested; the settings in it.
-        self.previous, self.checkpoint, self.settings = starting_point(stage, self.words)
+        option_checks.check_stage(stage, self.given)
+        self.start = StartingPoint(stage, self.given)
         self.run_dir: Path | None = None  # stays None where nothing is written
         self.checkpoints: Checkpoints | None = None
-        self.state: RunState  # only there where something is written
         self._failed: Exception | None = None  # what a constructor has raised
         try:
             super().__init__(
@@ -61,19 +58,15 @@ class LitCLI(LightningCLI):
                 trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0, "enable_model_summary": False},
                 seed_everything_default=42,
                 parser_kwargs={"prog": f"python -m lit_nn {stage}", "allow_abbrev": False, "exit_on_error": False},
-                args=self.words,
+                args=words,
                 run=False,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,  # would make checkpoints name a function to be imported
             )
-        except (argparse.ArgumentError, ValueError) as error:
-            if self._failed is not None:
-                raise self._failed from None
-            if not isinstance(error, argparse.ArgumentError):
-                raise
-            raise UsageError(explain(error, self.parser)) from error
-
-    # --- parse --------------------------------------------------------------------------------------------------------
+        except argparse.ArgumentError as error:
+            raise self._failed or UsageError(explain(error, self.parser)) from None
+        except ValueError as error:
+            raise self._failed or error from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The default data set, the options of this project, and what the classifier learns from the data set."""
@@ -97,25 +90,20 @@ class LitCLI(LightningCLI):
             raise
 
     def _described(self, name: str, data: ImageDataModule) -> Any:
-        if self.checkpoint and data.known_parts is None:  # before the first look at the images cuts other parts
-            data.known_parts = self.checkpoint.get("parts", {})
+        if self.start.checkpoint and data.known_parts is None:  # before the first look at the images cuts other parts
+            data.known_parts = self.start.checkpoint.get("parts", {})
         return self._build(getattr, data, name)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words given to the constructor, over the settings of the checkpoint."""
-        before = parser.parse_object(self.settings) if self.settings else None
+        before = parser.parse_object(self.start.settings) if self.start.settings else None
         self.config = config = parser.parse_args(args, namespace=before)
         # As they were typed: the parser takes a folder 1e3 for a number, and [a] for a list.
-        for folder in values_of("--data.data_dir", self.words):
-            config.data.init_args.data_dir = folder
-        for folder in values_of("--run_dir", self.words):
-            config.run_dir = folder
-        if self.previous is not None:
-            config.ckpt_path = self.previous.path and str(self.previous.path)
-            config.run_dir = config.run_dir or (self.previous.folder and str(self.previous.folder))
-        option_checks.check_split(self.checkpoint, before, config)
-        seed = option_checks.chosen_seed(config.seed_everything, launched=self.launcher is not None)
-        config.seed_everything = config.data.init_args.seed = seed
+        for option in {"data.data_dir", "run_dir"} & self.given.keys():
+            config[option.replace("data.", "data.init_args.")] = self.given[option]
+        config.ckpt_path = self.start.path and str(self.start.path)
+        config.run_dir = config.run_dir or (self.start.folder and str(self.start.folder))
+        option_checks.check_seed(self.start.checkpoint, before, config)
 
     @property
     def data_name(self) -> str:
@@ -123,25 +111,17 @@ class LitCLI(LightningCLI):
         class_name = self.config.data.class_path.rpartition(".")[2]
         return next((name for name, cls in DATA_SETS.items() if cls == class_name), class_name)
 
-    def plain_config(self) -> dict[str, Any]:
-        """All options of this run as plain values, without the folder and the checkpoint it started from."""
-        return plain_options(self.parser, self.config)
-
-    # --- build --------------------------------------------------------------------------------------------------------
-
     def instantiate_classes(self) -> None:
         """Build data module, classifier and Trainer."""
         if self.stage == "fit":
-            option_checks.check_options(self.config, self.tests, self.previous is not None)
-            self.run_dir = new_run_dir(self.config, self.data_name, self.previous)
+            option_checks.check_options(self.config, self.tests, self.start.continues)
+            self.run_dir = new_run_dir(self.config, self.data_name, self.start.folder)
         elif not self.config.ckpt_path:
             raise UsageError(f"{self.stage} what? Give the checkpoint: --ckpt_path RUN_DIR/checkpoints/best.ckpt")
-        typed, folder = values_of("--data.data_dir", self.words), self.config.data.init_args.get("data_dir", "data")
-        chosen = [folder] if folder != "data" and self.previous is None else []  # in a file
-        option_checks.check_data_dir(self.data_name, typed or chosen)
+        option_checks.check_data_dir(self.data_name, self.config.data.init_args.get("data_dir", "data"))
         super().instantiate_classes()
         if self.stage != "fit":
-            self.model = rebuild(self.checkpoint, self.datamodule)
+            self.model = rebuild(self.start.checkpoint, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer; when it fits, with what writes into the run folder."""

@@ -12,7 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from data_modules import DATA_SETS, option_names
 from data_modules.files import atomic_path
-from lit_nn.engine.flags import FLAGS, unknown_option
+from lit_nn.engine.console import unknown_option
+from lit_nn.engine.flags import FLAGS
 from lit_nn.errors import UsageError, brief
 
 
@@ -53,13 +54,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     data = content.get("data")
     if (name := data.get("class_path") if isinstance(data, dict) else data) in DATA_SETS:
         raise UsageError(f"{path}: in a YAML file, '{name}' is written data: {{class_path: {DATA_SETS[name]}}}")
-    if flat_names := [flag for flag in FLAGS if flag.name in content and flag.option not in (flag.name, "data")]:
-        flag = flat_names[0]
-        *groups, name = flag.option.replace("data.", "data.init_args.").split(".")
-        written = f"{name}: ..."
-        for group in reversed(groups):
-            written = f"{group}: {{{written}}}"
-        raise UsageError(f"{path}: in a YAML file, '{flag.name}' is written {written}")
+    for flag in FLAGS:
+        if flag.name in content and flag.option not in (flag.name, "data"):
+            dotted = flag.option.replace("data.", "data.init_args.")
+            raise UsageError(f"{path}: in a YAML file, '{flag.name}' is written {dotted}: ...")
     return content
 
 
@@ -80,10 +78,7 @@ def write_yaml(options: dict[str, Any], path: Path) -> None:
 
 def plain_options(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """All options of a run as plain values, without its folder and the checkpoint it started from."""
-    config = config.clone()
-    for name in ("config", "run_dir", "ckpt_path"):
-        config.pop(name, None)
-    plain = json.loads(parser.dump(config, format="json", skip_unset=False))
+    plain = known_options(json.loads(parser.dump(config, format="json", skip_unset=False)))
     texts = {name: text for name, text in vars(config.data.init_args).items() if isinstance(text, str)}
     plain["data"]["init_args"] |= texts  # the dump takes a folder 1e3 for a number
     return plain
@@ -96,10 +91,7 @@ def known_options(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_settings(checkpoint: dict[str, Any], path: Path, trusted: bool) -> dict[str, Any]:
-    """The settings in a checkpoint, which is data: it may choose none of the classes that a YAML file may.
-
-    Those options are left out if ``trusted``, because then they come from the file given to ``--config``.
-    """
+    """The settings in a checkpoint, which may choose no classes; if ``trusted``, those of ``--config`` replace them."""
     given = checkpoint.get("settings")
     settings = given if isinstance(given, dict) else {}
     if not all(isinstance(settings.get(group), dict) for group in ("data", "model", "trainer")):
@@ -111,10 +103,8 @@ def plain_settings(checkpoint: dict[str, Any], path: Path, trusted: bool) -> dic
     settings = known_options(settings)
     for group, name, value in [*_classes(settings)]:
         if not trusted:
-            raise UsageError(
-                f"{path} names {value} for {group}.{name}; a checkpoint chooses no classes. "
-                "If you trust it, say so by --config RUN_DIR/config.yaml"
-            )
+            text = "a checkpoint chooses no classes. If you trust it, say so by --config RUN_DIR/config.yaml"
+            raise UsageError(f"{path} names {value} for {group}.{name}; {text}")
         settings[group].pop(name)
     return settings
 

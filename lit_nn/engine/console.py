@@ -6,16 +6,15 @@ import logging
 import os
 import re
 import sys
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from lit_nn.engine.flags import FLAGS
 from lit_nn.errors import UsageError, did_you_mean, place
 
+SYNONYMS = {"learning_rate": "lr", "model": "net", "gpus": "devices"}  # what other programs call an option
 FIGURES = (".png", ".jpg", ".svg", ".pdf")  # endings of files that figures are drawn into
 ADVERTS = ("💡 Tip", "TPU available", "Restoring states", "Restored all states", "Loaded model", "`weights_only`")
 HARMLESS = ("is smaller than the logging interval", "treespec, LeafSpec", "callbacks used to create the checkpoint")
@@ -24,22 +23,26 @@ HARMLESS = ("is smaller than the logging interval", "treespec, LeafSpec", "callb
 class CommandParser(argparse.ArgumentParser):
     """The parser of scripts/SCRIPT.py, whose complaints are `UsageError`s with the nearest of the allowed names."""
 
-    def __init__(self, script: str, what: str) -> None:
-        super().__init__(f"python scripts/{script}.py", description=what, allow_abbrev=False)
+    def __init__(self, script: str, what: str, **options: Any) -> None:
+        super().__init__(f"python scripts/{script}.py", description=what, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong."""
-        unknown = re.search(r"unrecognized arguments: (--?\w+)", message)
-        hint = did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
-        raise UsageError(f"{message}.{hint} All options: {self.prog} --help")
+        unknown = re.search(r"unrecognized arguments: --?([\w.]+)", message)
+        names = [option.lstrip("-") for option in self._option_string_actions]
+        raise UsageError(unknown_option(unknown[1], names) if unknown else f"{message}. All options: --help")
+
+
+def unknown_option(name: str, allowed: Iterable[str]) -> str:
+    """The message about an option that a command does not have."""
+    hint = f" Did you mean {SYNONYMS[name]}?" if name in SYNONYMS else did_you_mean(name, allowed)
+    return f"unknown option '{name}'.{hint} All options: --help"
 
 
 def check_figure(option: str, path: Path) -> None:
     """Refuse a file that no figure can be drawn into, before the work of which the figure is the end."""
     if path.suffix.lower() not in FIGURES:
         raise UsageError(f"{option} {path}: the file's name must end in {', '.join(FIGURES)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
 
 
 def rank() -> int:
@@ -112,27 +115,6 @@ def quieten() -> None:
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without a place in the code
-
-
-def help_text(program: str, what: str) -> str:
-    """The help of a command that takes the flat flags."""
-    folder = Path(__file__).parents[1] / "nets"
-    files = [path.stem for pattern in ("*.py", "*/*.py") for path in sorted(folder.glob(pattern), key=str)]
-    nets = ", ".join(name for name in files if name not in ("__init__", "pretrained", "nested", "layers"))
-    augment = (
-        "flip_alternating, flip, translate, crop, vertical_flip, quarter_turn, rotate, trivial, color, erase, "
-        "brightness_contrast, cutout, cutmix, mixup"
-    )
-    lines = [f"usage: {program} [--NAME VALUE ...]", "", what, "", "options (default in brackets):"]
-    for flag in FLAGS:
-        text = f"--{flag.name:<18} {flag.help.format(nets=nets, augment=augment)} [{flag.default}]"
-        lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent=" " * 23)
-    return "\n".join(lines) + (
-        "\n\nEach is short for a dotted option of the LightningCLI, which may be given as well (--model.lr is --lr).\n"
-        "All dotted options:     python -m lit_nn fit --help\n"
-        "Those of one data set:  python -m lit_nn fit --data.help NAME\n"
-        "Those of one network:   --model.net_args.NAME VALUE, listed by python scripts/inspect_model.py --list"
-    )
 
 
 def print_table(

@@ -1,21 +1,24 @@
-"""The flat flags (``--net lenet``), and their way into the dotted ones of the LightningCLI. No torch here."""
+"""The flat flags (``--net lenet``), each short for a dotted option of the LightningCLI. No torch here."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from data_modules import DATA_SETS
-from lit_nn.errors import UsageError, did_you_mean, look_up
+from lit_nn.engine.console import CommandParser
+from lit_nn.errors import look_up
 
-NEARLY = 0.8  # how alike a word and a flat flag must be for nothing else to be meant
+HELP = """Each is short for a dotted option, which does as well (--model.lr is --lr). All of them: python -m lit_nn fit
+--help; of a data set: python -m lit_nn fit --data.help NAME; of a network: scripts/inspect_model.py --list"""
+OTHERS = ("--help", "--print_config", "--model", "--trainer")  # flat names that the LightningCLI has itself
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """A short name for one option."""
 
     name: str
     option: str  # the LightningCLI's dotted name for the same
-    default: str  # as shown in the help
+    default: str  # as shown in the help; of "false" ones the value may be left out
     help: str
     value_type: type | None = None  # of options that neither the classifier, the data set nor the Trainer has already
 
@@ -36,15 +39,8 @@ FLAGS = [
     Flag("label_smoothing", "model.label_smoothing", "0.0", "share of the target spread evenly over all classes"),
     Flag("class_weights", "model.class_weights", "none", 'in the loss: none, balanced, or a list: "[1, 2.5]"'),
     Flag("init", "model.init", "default", "how the weights start, for instance kaiming_normal (lit_nn/initialise.py)"),
-    Flag(
-        "weights",
-        "model.weights",
-        "none",
-        "to start with: default, a published tag, or a file (.pth, .safetensors, ...)",
-    ),
-    Flag(
-        "backbone_lr", "model.backbone_lr", "null", "factor of the lr for all layers but the last [0.1 with --weights]"
-    ),
+    Flag("weights", "model.weights", "none", "to start with: default, a published tag, or a file (.pth, .ckpt, ...)"),
+    Flag("backbone_lr", "model.backbone_lr", "null", "factor of the lr for all but the last layer; 0.1 with --weights"),
     Flag("freeze_epochs", "model.freeze_epochs", "0", "epochs in which only the last layer learns; -1: all"),
     Flag("cache_features", "cache_features", "false", "compute once what a frozen network sees in each image", bool),
     Flag("accelerator", "trainer.accelerator", "auto", "cpu, gpu, mps, tpu, or auto: the best one that is here"),
@@ -55,13 +51,8 @@ FLAGS = [
     Flag("precision", "trainer.precision", "32-true", "number format: 32-true, bf16-mixed, 16-mixed"),
     Flag("channels_last", "model.channels_last", "false", "order of memory that wide convolutions compute faster in"),
     Flag("compile", "compile", "false", "compile the network; pays for itself on a GPU or in a long run", bool),
-    Flag(
-        "flip_in_eval",
-        "model.flip_in_eval",
-        "false",
-        "outside of training, classify each image mirrored too; both: upside down, too",
-    ),
-    Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation; true: any"),
+    Flag("flip_in_eval", "model.flip_in_eval", "false", "in use, take each image mirrored too; both: upside down, too"),
+    Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation"),
     Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),
     Flag("ema", "ema", "null", "decay of a moving average (0.99 to 0.9999) to use instead of the weights", float),
     Flag("accept", "accept", "null", 'say "not sure" so often that such a share of the rest is right, 0.95 say', float),
@@ -74,48 +65,39 @@ FLAGS = [
     Flag("fast_dev_run", "trainer.fast_dev_run", "false", "one batch of everything and no files: does it work?"),
     Flag("config", "config", "null", "YAML file with values for any options; flags win over it"),
 ]
-SYNONYMS = {"learning_rate": "lr", "model": "net", "gpus": "devices"}  # what other programs call an option
 
 
-def unknown_option(name: str, allowed: Sequence[str], script: str = "train", cutoff: float = 0.5) -> str:
-    """The message about an option that a script does not have; "" if none is as alike as ``NEARLY`` asks."""
-    hint = f" Did you mean {SYNONYMS[name]}?" if name in SYNONYMS else did_you_mean(name, allowed, cutoff)
-    nothing = not hint and cutoff == NEARLY
-    return "" if nothing else f"unknown option '{name}'.{hint} All options: python scripts/{script}.py --help"
+def flag_parser(nets: Iterable[str] = (), augment: Iterable[str] = ()) -> CommandParser:
+    """The parser of scripts/train.py, which takes each flag by its flat name and by its dotted one."""
+    more: dict[str, Any] = {"add_help": False, "argument_default": argparse.SUPPRESS, "epilog": HELP}
+    parser = CommandParser("train", "Train an image classifier, then test its best checkpoint.", **more)
+    parser.usage = "%(prog)s [--NAME VALUE ...]"
+    for flag in (*FLAGS, Flag("data.help", "data.help", "", "")):
+        more = {"nargs": "?", "const": "true"} if flag.default == "false" else {}
+        more |= {"action": "append"} if flag.name == "config" else {}
+        text = flag.help.format(nets=", ".join(nets), augment=", ".join(augment))
+        text = f"{text} [{flag.default}]" if text else argparse.SUPPRESS
+        for name in dict.fromkeys([flag.name, flag.option]):
+            parser.add_argument(f"--{name}", dest=flag.option, metavar="X", help=text, **more)
+            text = argparse.SUPPRESS
+    return parser
 
 
-def to_dotted(argv: Sequence[str]) -> list[str]:
-    """The same command line for the LightningCLI: dotted options, each with its value in one word: ``--model.lr=0.1``.
+def to_dotted(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What a command line gives for the flags, by their dotted names; and all of it as the LightningCLI takes it.
 
-    Files come first, so that flags win, then the data set. Refuses what is nearly a flat flag.
+    Files come first, so that flags win, then the data set. Refuses flat names that are no flags.
     """
-    options = {"-c": "--config", **{f"--{flag.name}": f"--{flag.option}" for flag in FLAGS}}
-    known, flat = {*options, *options.values(), "--model"}, [flag.name for flag in FLAGS]
-    switches = {f"--{flag.option}" for flag in FLAGS if flag.default == "false"}  # need no value
-    words = [""]
-    for word in argv:
-        if (shown := word.encode(errors="replace").decode()) != word:
-            raise UsageError(f"'{shown}' is not UTF-8, as config.yaml is; rename it, or give a link with another name")
-        waits = words[-1].startswith("-") and "=" not in words[-1]  # the last word does, for its value
-        if waits and not word.startswith("-" if words[-1] in switches else "--"):
-            words[-1] += f"={word}"
-            continue
-        name, equals, value = word.replace("--data.init_args.", "--data.", 1).partition("=")
-        if name.startswith("--") and name not in known and (text := unknown_option(name[2:], flat, cutoff=NEARLY)):
-            raise UsageError(text)  # at once; the parser knows the other names
-        words.append(options.get(name, name) + equals + value)
-    words = [_with_data_class(f"{word}=true" if word in switches else word) for word in words[1:]]
-    return sorted(words, key=lambda word: (not word.startswith("--config="), not word.startswith("--data=")))
-
-
-def _with_data_class(word: str) -> str:
-    """Replace the name of a data set by the path of its class; a path of a class stays as it is."""
-    option, _, name = word.partition("=")
-    if option not in ("--data", "--data.help") or "." in name or name in DATA_SETS.values():
-        return word
-    return f"{option}=data_modules.{look_up(DATA_SETS, name, 'data set')}"
-
-
-def values_of(option: str, words: Sequence[str]) -> list[str]:
-    """Every value that a command line, as `to_dotted` gives it, has for an option, in order."""
-    return [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    words = ["--config" if word == "-c" else word.replace("--data.init_args.", "--data.", 1) for word in argv]
+    parser = flag_parser()
+    found, rest = parser.parse_known_args(words)
+    for word in rest:
+        name = word.partition("=")[0]
+        if name.startswith("--") and "." not in name and name not in OTHERS:
+            parser.error(f"unrecognized arguments: {name}")  # at once; the parser behind this one knows the other names
+    given = vars(found)
+    for option in {"data", "data.help"} & given.keys():  # a class, by its path, is also allowed
+        if "." not in (name := given[option]) and name not in DATA_SETS.values():
+            given[option] = f"data_modules.{look_up(DATA_SETS, name, 'data set')}"
+    files = [f"--config={file}" for file in given.get("config", [])]
+    return given, [*files, *(f"--{n}={given[n]}" for n in sorted(given, key="data".__ne__) if n != "config"), *rest]

@@ -1,7 +1,6 @@
 """The Trainer's loop over the batches of an epoch, for networks whose step takes no longer than Lightning's own work.
 
-In every step Lightning asks some forty times whether there is a hook to call, a profiler to start or an argument to
-pass, which takes longer than a small network's forward and backward pass. The answers do not change within an epoch.
+In every step Lightning asks some forty times whether there is a hook to call. The answer is the same in a whole epoch.
 An epoch of Fashion-MNIST takes, against a loop by hand, 1.07 to 1.17 times (mlp) and 1.06 to 1.08 times (lenet) with
 this loop, 1.36 to 1.42 and 1.25 to 1.41 times without: ``benchmarks/train_speed.py``, n = 8 each, two cores of an AMD
 EPYC, torch 2.15.0, lightning 2.6.6.
@@ -29,11 +28,7 @@ NOT_CALLED = (  # by the plain step below: where somebody defines one of them, L
 
 
 class LeanEpochLoop(_TrainingEpochLoop):
-    """Takes the same steps as Lightning's loop, to the last bit, with a fraction of the work around them.
-
-    That is for plain steps on one device. Lightning's own are taken where several processes work together, gradients
-    are accumulated, clipped or scaled, something is validated inside an epoch or hooked into the middle of a step.
-    """
+    """Takes the same steps as Lightning's loop, to the last bit; Lightning's own where a step is not a plain one."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         super().__init__(trainer, trainer.min_steps, trainer.max_steps)

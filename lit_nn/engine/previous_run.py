@@ -17,70 +17,58 @@ from lit_nn.checkpoint import build_model, check_tensors, read_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine.configuration import flat, known_options, plain_settings, read_yaml, settings_of_data
 from lit_nn.engine.console import rank
-from lit_nn.engine.flags import values_of
 from lit_nn.engine.option_checks import refuse
 from lit_nn.errors import UsageError, other_classes
 
-# Options of optimizers with which they remember more of every weight.
-MORE_STATE = {"adam": ("amsgrad",), "adamw": ("amsgrad",), "rmsprop": ("centered", "momentum")}
 
+class StartingPoint:
+    """Where a stage begins: with nothing, or with the checkpoint that ``--ckpt_path`` continues, validates or tests.
 
-class PreviousRun:
-    """A run that was stopped, killed, or is to be made longer.
-
-    ``given`` is a checkpoint, a run folder, or "last" or "best" of the last of ``run_dirs``, or else of the latest run.
-    It is ``trusted`` if there is a ``--config``, from which the classes come that a checkpoint may not choose.
+    The settings in a checkpoint may choose no classes, unless there is a ``--config``, from which these then come.
     """
 
-    def __init__(self, given: str, run_dirs: list[str], trusted: bool) -> None:
-        self.path, self.folder = _find(given, run_dirs)  # path: None if it has saved none; folder: None if in no run
-        self.checkpoint: dict[str, Any] = {}
-        if self.path is not None:
-            self.checkpoint = read_checkpoint(self.path)
-            self.settings = plain_settings(self.checkpoint, self.path, trusted)
-            # What the run began with is not asked for again: the checkpoint has the weights, and what belongs to them.
-            its = self.checkpoint["hyper_parameters"]
-            own = {"weights": "none", **{name: its[name] for name in ("net_args", "backbone_lr") if name in its}}
-            for settings in (self.settings, self.checkpoint["settings"]):
-                settings["model"].update(own)
-        else:
-            assert self.folder is not None
-            self.settings = known_options(read_yaml(self.folder / "config.yaml"))
-            rank_zero_only(print)(f"{self.folder} has no checkpoint yet: it starts again.")
+    def __init__(self, stage: str, given: dict[str, Any]) -> None:
+        self.continues, name = stage == "fit" and "ckpt_path" in given, given.get("ckpt_path")
+        self.path: Path | None = name and Path(name)  # of the checkpoint; None if the run has saved none
+        self.folder: Path | None = None  # of the run that is continued; None if the checkpoint is in no run
+        self.checkpoint, self.settings = dict[str, Any](), dict[str, Any]()
+        if self.continues:
+            refuse("model.weights" in given, "--weights is for the start of a run; leave it out with --resume")
+            self.path, self.folder = _find(given["ckpt_path"], given.get("run_dir"))
+        if self.path is None:
+            if self.folder is not None:
+                self.settings = known_options(read_yaml(self.folder / "config.yaml"))
+                rank_zero_only(print)(f"{self.folder} has no checkpoint yet: it starts again.")
+            return
+        self.checkpoint = read_checkpoint(self.path)
+        if not self.continues:
+            self.settings = settings_of_data(self.checkpoint, self.path)
+            return
+        self.settings = plain_settings(self.checkpoint, self.path, trusted="config" in given)
+        # What the run began with is not asked for again: the checkpoint has the weights, and what belongs to them.
+        its = self.checkpoint["hyper_parameters"]
+        own = {"weights": "none", **{name: its[name] for name in ("net_args", "backbone_lr") if name in its}}
+        for settings in (self.settings, self.checkpoint["settings"]):
+            settings["model"].update(own)
 
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""
-        before, now = self.checkpoint["hyper_parameters"], classifier.hparams
-        same_kind = before.get("multi_label", False) == now["multi_label"]
-        others = other_classes(before["class_names"], now["class_names"], same_kind)
-        misfit = check_tensors(classifier, self.checkpoint["state_dict"])
-        # Older versions went by the accuracy, but their schedule by the loss.
+        before, now = {"monitor": "val_acc", **self.checkpoint["hyper_parameters"]}, classifier.hparams
         plateau = "plateau" in (before.get("schedule"), now["schedule"])
-        monitored = before.get("monitor", "val_loss in its schedule only" if plateau else "val_acc")
-        args_before, args_now = before.get("optimizer_args") or {}, now["optimizer_args"] or {}
-        remembers = MORE_STATE.get(now["optimizer"], ())
-        more = [name for name in remembers if args_now.get(name) and not args_before.get(name)]
+        other = [name for name in ("net", "optimizer", "monitor") if before.get(name) != now[name]]
+        other += ["schedule"] if plateau and before.get("schedule") != now["schedule"] else []
+        cases = [f"--{name} {now[name]} cannot go on from {before.get(name)}; leave it out" for name in other]
+        same_kind = before.get("multi_label", False) == now["multi_label"]
+        if others := other_classes(before["class_names"], now["class_names"], same_kind):
+            cases.append(f"the data has {others}")
+        if misfit := check_tensors(classifier, self.checkpoint["state_dict"]):
+            cases.append(f"net {before.get('net')} cannot become {now['net']} as it is asked for ({misfit})")
         # FSDP numbers the parameters of an optimizer in the order of the layers, the others in that of its groups.
-        trained = [number for number, parameter in enumerate(classifier.parameters()) if parameter.requires_grad]
-        apart = [in_body and now["backbone_lr"] != 1 for in_body in classifier.body.in_body]
-        in_groups = sorted(trained, key=lambda number: (not apart[number], not classifier.decayed[number]))
-        saved = [n for group in self.checkpoint["optimizer_states"][0]["param_groups"] for n in group["params"]]
-        other_net = misfit or before.get("net") != now["net"]
-        other_strategy = isinstance(trainer.strategy, FSDPStrategy) and saved != in_groups
-        cases = {
-            f"the data has {others}": others,
-            f"net {before.get('net')} cannot become {now['net']} as it is asked for ({misfit})": other_net,
-            f"--model.optimizer_args.{more} needs a state that the checkpoint does not hold; leave it out": more,
-            "--strategy fsdp cannot use the optimizer's state of another strategy; keep that": other_strategy,
-        }
-        for name in ("optimizer", "schedule"):
-            old, new = before.get(name), now[name]
-            text = f"--{name} {new} cannot use the state of {old} that the checkpoint holds; leave out --{name}"
-            cases[text] = old != new and (name == "optimizer" or plateau)
-        text = f"--monitor {now['monitor']}: the run so far went by {monitored}; give the same"
-        cases[text] = monitored != now["monitor"]
-        for text, holds in cases.items():
-            refuse(holds, f"{self.path}: {text}, or start a new run, with --weights CKPT to take over what fits")
+        spread = str(self.checkpoint["settings"]["trainer"].get("strategy"))
+        if isinstance(trainer.strategy, FSDPStrategy) and "fsdp" not in spread.lower():
+            cases.append("--strategy fsdp cannot use the optimizer's state of another strategy; keep that")
+        if cases:
+            raise UsageError(f"{self.path}: {cases[0]}, or start a new run, with --weights CKPT to take over what fits")
 
     def is_complete(self, trainer: L.Trainer) -> str:
         """What has ended it and what is to be raised to go on; "" if it goes on."""
@@ -114,24 +102,12 @@ class PreviousRun:
                 shutil.copyfile(source, target)
 
 
-def starting_point(stage: str, words: list[str]) -> tuple[PreviousRun | None, dict[str, Any], dict[str, Any]]:
-    """The run that ``--resume`` continues, the checkpoint to continue, validate or test, and the settings in it."""
-    if not (given := values_of("--ckpt_path", words)):
-        return None, {}, {}
-    if stage != "fit":
-        checkpoint = read_checkpoint(given[-1])
-        return None, checkpoint, settings_of_data(checkpoint, Path(given[-1]))
-    refuse(values_of("--model.weights", words), "--weights is for the start of a run; leave it out with --resume")
-    previous = PreviousRun(given[-1], values_of("--run_dir", words), trusted=bool(values_of("--config", words)))
-    return previous, previous.checkpoint, previous.settings
-
-
-def _find(given: str, run_dirs: list[str]) -> tuple[Path | None, Path | None]:
-    """Checkpoint and folder; see `PreviousRun`."""
+def _find(given: str, run_dir: str | None) -> tuple[Path | None, Path | None]:
+    """Checkpoint and folder of a checkpoint, of a run folder, or of "last" or "best" in ``run_dir`` or the last run."""
     if given not in ("last", "best"):
         folder = Path(given)
-    elif run_dirs:
-        folder = Path(run_dirs[-1])
+    elif run_dir:
+        folder = Path(run_dir)
     elif runs := [*Path("runs").glob("*/config.yaml"), *Path("runs").glob("*/*/config.yaml")]:
         folder = max(runs, key=lambda config: config.stat().st_mtime).parent
     else:
@@ -151,18 +127,16 @@ def rebuild(checkpoint: dict[str, Any], data: ImageDataModule) -> LitClassifier:
     shape, trained_on = tuple(data.image_shape), tuple(arguments["image_shape"])
     same_kind = arguments.get("multi_label", False) == data.multi_label
     others = other_classes(arguments["class_names"], data.class_names, same_kind)
-    if others or shape != trained_on:
-        what = others or f"images {shape}, the checkpoint is for {trained_on}"
-        raise UsageError(
-            f"{type(data).__name__} has {what}; choose other data with --data, --data_dir, --data.image_size"
-        )
+    what = others or f"images {shape}, the checkpoint is for {trained_on}"
+    text = f"{type(data).__name__} has {what}; choose other data with --data, --data_dir, --data.image_size"
+    refuse(others or shape != trained_on, text)
     build_model(arguments, tensors)  # says what does not fit, before any memory is taken
     classifier = LitClassifier(**arguments)
     classifier.load_state_dict(tensors)
     return classifier
 
 
-def new_run_dir(config: Any, data_name: str, previous: PreviousRun | None) -> Path | None:
+def new_run_dir(config: Any, data_name: str, continued: Path | None) -> Path | None:
     """The folder for what a training writes: the one asked for, or a new one; None if it only tries out."""
     if config.trainer.fast_dev_run:
         return None
@@ -170,7 +144,6 @@ def new_run_dir(config: Any, data_name: str, previous: PreviousRun | None) -> Pa
         kind = f"{data_name}-{config.model.net.replace('/', '-')}"
         return Path("runs", kind, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3])
     folder = Path(os.path.expanduser(config.run_dir))  # noqa: PTH111 (Path's own raises where there is no home)
-    continued = previous.folder if previous else None
     other = (folder / "config.yaml").exists() and not (continued and folder.resolve() == continued.resolve())
     if other and rank() == 0:  # which has just written it for the rest
         raise UsageError(f"{folder} holds another run; give a new --run_dir, or continue that run with --resume")

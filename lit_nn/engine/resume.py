@@ -19,6 +19,8 @@ from lit_nn.checkpoint import CHECKPOINT_FORMAT, read_checkpoint, save_checkpoin
 from lit_nn.classifier import LitClassifier
 from lit_nn.optim import ProgressLR
 
+DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}  # with random generators of their own
+
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Has the Trainer write checkpoints completely or not at all, and read plain values only."""
@@ -31,11 +33,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 class RunState(Callback):
-    """Puts into a checkpoint what else decides the future of a run, and takes it from there; and where it comes from.
-
-    That is the state of every random generator and the metrics so far, of each process; and settings (plain values),
-    the parts of the data, metrics, versions and commit.
-    """
+    """Puts into a checkpoint what else decides the future of a run, and takes it from there; and its origin."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
@@ -83,10 +81,9 @@ class RunState(Callback):
         if not same_processes and trainer.is_global_zero:
             print(f"It had {len(before)} processes, now {trainer.world_size}: not the same numbers to the last bit.")
         if loop.restarted_mid_epoch and same_batches:
-            if same_processes:
-                restore_metric_state(pl_module, [before[trainer.global_rank]["metrics"]])
-            elif trainer.is_global_zero:  # metrics are sums: it does not matter who has them
-                restore_metric_state(pl_module, [process["metrics"] for process in before])
+            if same_processes or trainer.is_global_zero:  # metrics are sums: it does not matter who has them
+                mine = [before[trainer.global_rank]] if same_processes else before
+                restore_metric_state(pl_module, [process["metrics"] for process in mine])
         else:
             if loop.restarted_mid_epoch and trainer.is_global_zero:
                 print("The batches are not those of before: the epoch starts again from its first image.")
@@ -148,8 +145,7 @@ def random_state() -> dict[str, Any]:
     kind, keys, *others = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "mps": torch.mps.get_rng_state() if torch.mps.is_available() else None,
+        **{name: device.get_rng_state() if device.is_available() else None for name, device in DEVICES.items()},
         "python": random.getstate(),
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *others],
     }
@@ -158,10 +154,9 @@ def random_state() -> dict[str, Any]:
 def restore_random_state(state: dict[str, Any]) -> None:
     """Bring every random generator of this process into a state that `random_state` gave."""
     torch.set_rng_state(state["torch"])
-    for device in (torch.cuda, torch.mps):
-        saved = state.get(device.__name__.rpartition(".")[2])
-        if saved is not None and device.is_available():
-            device.set_rng_state(saved)
+    for name, device in DEVICES.items():
+        if state.get(name) is not None and device.is_available():
+            device.set_rng_state(state[name])
     version, words, gauss = state["python"]  # tuples once; lists in older files
     random.setstate((version, tuple(words), gauss))
     kind, keys, *others = state["numpy"]

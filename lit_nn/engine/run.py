@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from data_modules.base import SPLITS, Split
+from data_modules.base import SPLITS, ImageDataModule, Split
 from data_modules.files import atomic_path, write_csv
 from data_modules.images.parts import among
 from lit_nn.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from lit_nn.classifier import LitClassifier
-from lit_nn.engine import distributed
+from lit_nn.engine.callbacks import to_continue
 from lit_nn.engine.cli import DESCRIPTION, LitCLI
-from lit_nn.engine.configuration import flat, write_yaml
+from lit_nn.engine.configuration import flat, plain_options, write_yaml
 from lit_nn.engine.lean_loop import LeanEpochLoop
-from lit_nn.engine.previous_run import PreviousRun
 from lit_nn.errors import Ended, UsageError, brief
 from lit_nn.nets import count_parameters
 from lit_nn.trained.calibrate import best_thresholds, calibration_error, temperature, threshold
@@ -36,9 +36,7 @@ from lit_nn.trained.predict import classifier_model
 
 HINTS = {  # to errors of torch and Lightning that are only seen when steps are taken
     "Expected more than 1 value per channel": "give a larger --batch_size",
-    "C++ compiler": "--compile needs one, g++ for instance",
-    "C compiler": "--compile needs one, gcc for instance",
-    "Compiler: cl is not found": "--compile needs one, that of Visual Studio",
+    "C(\\+\\+)? compiler|Compiler: cl ": "--compile needs one for C++, g++ for instance",
     "does not have a deterministic implementation": "--trainer.deterministic warn goes on without",
     "does not allow for gradient clipping": "leave out --model.optimizer_args.fused, or --clip_grad",
     "MPS framework doesn't support float64": "give another --precision",
@@ -50,108 +48,100 @@ PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken
 @contextlib.contextmanager
 def running(cli: LitCLI) -> Iterator[None]:
     """Prepare a stage, hold the run folder meanwhile, and say shortly what goes wrong that a user can mend."""
-    trainer = cli.trainer
+    trainer, holds = cli.trainer, cli.run_dir is not None and cli.trainer.is_global_zero
     try:
-        with _held(cli.run_dir if trainer.is_global_zero else None):
+        with FileLock(f"{cli.run_dir}/.lock", timeout=0) if holds else contextlib.nullcontext():
             if cli.stage == "fit":
                 _prepare_training(cli)
+                if cli.config.compile:
+                    cli.model.net.compile()  # in place: the names of its weights stay, no checkpoint knows of it
             elif changes := cli.datamodule.part_changes():
                 rank_zero_only(print)(changes)
             yield
+    except Timeout as error:
+        text = f"{cli.run_dir} is being trained by another process; wait for it, or give another --run_dir"
+        raise UsageError(text) from error
     except FloatingPointError as error:
         if cli.stage != "fit":
             raise Ended(str(error)) from error
-        lr, last = trainer.optimizers[0].param_groups[0]["lr"], cli.checkpoints.last if cli.checkpoints else None
-        good = f"{last} is from before." if last and last.exists() else "Nothing had been saved."
-        raise Ended(
-            f"{error} (step {trainer.global_step}, learning rate {lr:.3g}). {good} Try a lower --lr, or --clip_grad 1"
-        ) from error
+        where = f"step {trainer.global_step}, learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
+        raise Ended(f"{error} ({where}). Try a lower --lr, or --clip_grad 1") from error
     except MisconfigurationException as error:  # some options are only found not to fit together now
         raise UsageError(brief(error)) from error
     except (RuntimeError, ValueError, TypeError) as error:
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text:
-            raise Ended(
-                f"the memory of {trainer.strategy.root_device} is full with batches of {cli.datamodule.batch_size} "
-                "images; give a smaller --batch_size, which --trainer.accumulate_grad_batches makes up for"
-            ) from error
+            full = f"{trainer.strategy.root_device} is full with batches of {cli.datamodule.batch_size} images"
+            hint = "give a smaller --batch_size, which --trainer.accumulate_grad_batches makes up for"
+            raise Ended(f"the memory of {full}; {hint}") from error
         for part, hint in HINTS.items():
-            if part in text:
+            if re.search(part, text):
                 raise UsageError(f"{re.split(', but| because', brief(error))[0]}; {hint}") from error
         is_gone = isinstance(error, torch.distributed.DistError) or any(word in text for word in PEER_IS_GONE)
         if trainer.world_size > 1 and is_gone:
-            how = f" {distributed.to_continue(cli.run_dir)}" if cli.run_dir else ""
+            how = f" {to_continue(cli.run_dir)}" if cli.run_dir else ""
             raise Ended(f"another process of this run has died (killed? out of memory?).{how}") from error
         raise
 
 
-@contextlib.contextmanager
-def _held(folder: Path | None) -> Iterator[None]:
-    """Keep other processes from training in the same folder meanwhile, or as long as this one lives."""
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(FileLock(folder / ".lock", timeout=0))
-        except Timeout as error:
-            text = f"{folder} is being trained by another process; wait for it, or give another --run_dir"
-            raise UsageError(text) from error
-        except NotImplementedError:
-            pass  # a file system without locks
-        yield
-
-
 def _prepare_training(cli: LitCLI) -> None:
     """Say what will be trained and what is different in a continued run, write down the configuration."""
-    trainer, model, data, config, previous = cli.trainer, cli.model, cli.datamodule, cli.config, cli.previous
+    trainer, model, data, config, start = cli.trainer, cli.model, cli.datamodule, cli.config, cli.start
     trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer)
-    if previous is not None and previous.path is not None:
-        _continue(cli, previous)
+    if start.path is not None:
+        _continue(cli)
     elif model.account:
         rank_zero_only(print)(model.account)
-    if config.compile:
-        model.net.compile()  # in place: the names of its weights stay, and a checkpoint does not know of it
     if not trainer.is_global_zero:
         return
     data.prepare_data()  # the other processes wait for this one
-    parts = ", ".join(f"{len(data.split(part)[2]):,} {part}" for part in SPLITS)
-    print(
-        f"{model.net_name} ({count_parameters(model.net):,} parameters) on {cli.data_name} "
-        f"({parts} images, {len(data.class_names)} classes)"
-    )
+    net, parts = model.net_name, ", ".join(f"{len(data.split(part)[2]):,} {part}" for part in SPLITS)
+    images = f"{cli.data_name} ({parts} images, {len(data.class_names)} classes)"
+    print(f"{net} ({count_parameters(model.net):,} parameters) on {images}")
     if changes := data.part_changes():
         print(changes)
     height, width = model.image_shape[1:]
     if min(height, width) >= 64 and model.net_size and 2 * max(model.net_size) <= min(height, width):
-        print(
-            f"{model.net_name} looks at images of {width} x {height} pixels at {model.net_size[1]} x "
-            f"{model.net_size[0]}; for photographs: --config configs/photos_minute.yaml or configs/photos_best.yaml"
-        )
+        sizes = f"{width} x {height} pixels at {model.net_size[1]} x {model.net_size[0]}"
+        print(f"{net} looks at images of {sizes}; for photographs: --config configs/photos_minute.yaml")
     if model.account and (tested := data.parts().get("test")) is not None:
         had: dict[str, torch.Tensor] = {}
         with contextlib.suppress(CheckpointError):  # other weights do not say what they were trained on
             had = read_checkpoint(os.path.expanduser(config.model.weights)).get("parts", {})  # noqa: PTH111
         seen = [had[part].numpy() for part in ("train", "val") if part in had]
         if seen and (count := among(tested.numpy(), np.concatenate(seen)).sum()):
-            print(
-                f"warning: {config.model.weights} was trained on {count} of the images that are to be tested, or on "
-                "their groups, so the test will look better than it is; give --seed and --data.test_fraction of that "
-                "run, or lay out a test part",
-                file=sys.stderr,
-            )
+            text = f"{config.model.weights} was trained on {count} of the images that are to be tested (or groups)"
+            hint = "give --seed and --data.test_fraction of that run, or lay out a test part"
+            print(f"warning: {text}, so the test will look better than it is; {hint}", file=sys.stderr)
     if cli.run_dir is not None:
-        if previous is not None:
-            previous.copy_to(cli.run_dir)
-        write_yaml(cli.plain_config(), cli.run_dir / "config.yaml")
+        start.copy_to(cli.run_dir)
+        write_yaml(plain_options(cli.parser, config), cli.run_dir / "config.yaml")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        _show_what_goes_in(trainer.logger, model, data)
 
 
-def _continue(cli: LitCLI, previous: PreviousRun) -> None:
-    previous.check(cli.model, cli.trainer)
-    rank_zero_only(print)(previous.describe(dict(flat(cli.plain_config()))))
-    if reason := previous.is_complete(cli.trainer):
-        epochs, result = previous.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
+def _show_what_goes_in(logger: TensorBoardLogger, model: LitClassifier, data: ImageDataModule) -> None:
+    """Show a sheet of training images, and the graph of the network."""
+    from data_modules.sheets import sample_rows, sample_sheet  # matplotlib: only when something is drawn
+
+    images, labels, indices = data.split("train")
+    rows = indices[sample_rows(labels.cpu()[indices])]
+    logger.experiment.add_figure("train/samples", sample_sheet(images[rows], labels[rows], data.class_names))
+    example = torch.zeros(2, len(model.mean), *(model.net_size or images.shape[-2:]))
+    with warnings.catch_warnings(action="ignore"):  # TensorBoard's writer traces; what shapes the graph is constant
+        try:
+            logger.experiment.add_graph(model.net.eval(), example)  # eval: zeros must not move any running mean
+        except Exception as error:  # tracing fails in many ways, and a figure must not end a training
+            print(f"TensorBoard gets no graph of this network: {error}")
+    model.net.train()
+
+
+def _continue(cli: LitCLI) -> None:
+    start = cli.start
+    start.check(cli.model, cli.trainer)
+    rank_zero_only(print)(start.describe(dict(flat(plain_options(cli.parser, cli.config)))))
+    if reason := start.is_complete(cli.trainer):
+        epochs, result = start.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
         if not cli.tests or (result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs):
             raise Ended(f"Nothing left to do: the run ended after {reason}.", exit_status=0)
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
@@ -201,11 +191,10 @@ def test_best(cli: LitCLI) -> None:
     if isinstance(trainer.logger, TensorBoardLogger):
         _show_in_tensorboard(cli, trainer.logger, model, result)
     what, name = ("mean average precision", "map") if model.multi_label else ("accuracy", "acc")
-    print(
-        f"\nTest {what} {result[f'test_{name}']:.2%} (loss {result['test_loss']:.4f}), "
-        f"validation {result.get(f'val_{name}', 0):.2%}; {epochs} epochs in {seconds:.1f} s "
-        f"on {trainer.strategy.root_device.type}.\nRun folder: {run_dir}"
-    )
+    reached = f"{result[f'test_{name}']:.2%} (loss {result['test_loss']:.4f})"
+    spent = f"{epochs} epochs in {seconds:.1f} s on {trainer.strategy.root_device.type}"
+    validation = f"validation {result.get(f'val_{name}', 0):.2%}"
+    print(f"\nTest {what} {reached}, {validation}; {spent}.\nRun folder: {run_dir}")
     if best is not None:
         runs, file = shlex.quote(str(run_dir.parent)), shlex.quote(str(best))
         scripts = [f"python scripts/{name}.py {file}" for name in ("evaluate", "export", "predict")]
@@ -224,7 +213,7 @@ def logits_of(cli: LitCLI, model: LitClassifier, part: Split) -> tuple[torch.Ten
 
 def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
     """Calibrate a trained model on all validation images; returns what was found."""
-    accept, (logits, labels) = cli.config.accept, logits_of(cli, model, "val")  # (N, num_classes), (N,)
+    accept, (logits, labels) = cli.config.accept, logits_of(cli, model, "val")  # (N, num_classes), (N,) or (N, K)
     model.temperature = 1.0
     before = model.probabilities(logits)
     model.temperature = temperature(logits, labels)
@@ -251,14 +240,12 @@ def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClass
     options |= {"data": cli.data_name, "batch_size": data.batch_size, "seed": data.seed}
     options |= {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     logger.log_hyperparams(options, {f"final/{name}": result[name] for name in ("test_acc", "test_loss", "val_acc")})
-    if data.features:  # which the test went by: figures of all images are evaluate.py's work
-        logger.finalize("success")
-        return
-    answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
-    figures = {"confusion": confusion_figure, "mistakes": mistakes_figure}
-    for name, figure in ({"precision_recall": curves_figure} if model.multi_label else figures).items():
+    if not data.features:  # else the test went by these: figures of all images are evaluate.py's work
+        answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
         title = f"{model.net_name} on the test images of {type(data).__name__}"
-        logger.experiment.add_figure(f"test/{name}", figure(answers, title))
+        figures = {"precision_recall": curves_figure} if model.multi_label else {"confusion": confusion_figure}
+        for name, figure in {**figures, "mistakes": mistakes_figure}.items():
+            logger.experiment.add_figure(f"test/{name}", figure(answers, title))
     logger.finalize("success")
 
 

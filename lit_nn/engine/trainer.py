@@ -1,11 +1,14 @@
 """The Trainer of a run, with the callbacks, plugins, strategy and logger that belong to it."""
 
 import functools
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
@@ -14,8 +17,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from lit_nn.engine.callbacks import EMA, Checkpoints, KeepFeatures, MetricsCSV, ProgressBar, TensorBoardFigures
-from lit_nn.engine.distributed import launched
+from lit_nn.engine.callbacks import EMA, Checkpoints, KeepFeatures, MetricsCSV, ProgressBar
+from lit_nn.engine.configuration import plain_options
 from lit_nn.engine.option_checks import check_processes, refuse
 from lit_nn.engine.resume import RunState, SafeCheckpointIO
 from lit_nn.errors import UsageError, brief
@@ -30,10 +33,8 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
     """The Trainer with the options given; when it fits, with what writes into the run folder."""
     config, callbacks, plugins = cli.config, _as_list(given["callbacks"]), _as_list(given["plugins"])
     plugins.append(SafeCheckpointIO())
-    if cli.launcher:
-        plugins.append(cli.launcher)
-        defaults = {"devices": "auto", "num_nodes": 1}  # where nothing else is said, as many as were started
-        given |= {name: count for name, count in launched().items() if given[name] == defaults[name]}
+    defaults = {"devices": "auto", "num_nodes": 1}  # where nothing else is said, as many as were started
+    given |= {name: count for name, count in launched().items() if given[name] == defaults[name]}
     if given["strategy"] == "fsdp":
         policy = functools.partial(size_based_auto_wrap_policy, min_num_params=FSDP_UNIT)
         given["strategy"] = FSDPStrategy(auto_wrap_policy=policy, sync_module_states=True)
@@ -41,47 +42,56 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
         callbacks.append(ProgressBar())
     if cli.stage != "fit":
         given["logger"] = False
-    elif config.ema is not None:
-        callbacks.append(EMA(decay=config.ema))
-    if cli.stage == "fit" and config.cache_features:
-        changed = ",".join(cli.datamodule.augment.names)
-        text = f"--cache_features keeps each image as it is, and --augment {changed} changes it; give --augment none"
-        refuse(changed, f"{text} (mirrored views are kept by --flip_in_eval)")
-        callbacks.append(KeepFeatures())
-    text = "--accept is for one label for each image; of several, each class gets the threshold with its best F1"
-    refuse(cli.stage == "fit" and config.accept and cli.model.multi_label, text)
-    if cli.stage == "fit" and config.early_stopping is not None:
-        monitor, mode = cli.model.hparams["monitor"], cli.model.mode
-        callbacks.append(EarlyStopping(monitor, patience=config.early_stopping, mode=mode))
+    else:
+        text = "--accept is for one label for each image; of several, each class gets the threshold with its best F1"
+        refuse(config.accept and cli.model.multi_label, text)
+        if config.ema is not None:
+            callbacks.append(EMA(decay=config.ema))
+        if config.cache_features:
+            changed = ",".join(cli.datamodule.augment.names)
+            text = f"--cache_features keeps images as they are, and --augment {changed} changes it; give --augment none"
+            refuse(changed, f"{text} (mirrored views are kept by --flip_in_eval)")
+            callbacks.append(KeepFeatures())
+        if config.early_stopping is not None:
+            monitor, mode = cli.model.hparams["monitor"], cli.model.mode
+            callbacks.append(EarlyStopping(monitor, patience=config.early_stopping, mode=mode))
     if cli.run_dir is not None:
         given["default_root_dir"] = given["default_root_dir"] or str(cli.run_dir)
         if given["logger"] in (None, True):
             options: dict[str, Any] = {"name": "", "version": "", "default_hp_metric": False}
-            options["purge_step"] = cli.checkpoint.get("global_step")  # hide what came after
+            options["purge_step"] = cli.start.checkpoint.get("global_step")  # hide what came after
             given["logger"] = TensorBoardLogger(cli.run_dir, **options)
-            callbacks.append(TensorBoardFigures())
         if given["enable_checkpointing"] is not False:
             folder = cli.run_dir / "checkpoints"
             cli.checkpoints = Checkpoints(folder, config.save_every_steps, config.save_every_minutes)
             callbacks.append(cli.checkpoints)
-        cli.state = RunState(cli.plain_config())
+        cli.state = RunState(plain_options(cli.parser, config))
         callbacks += [cli.state, MetricsCSV(cli.run_dir / "metrics.csv")]
     try:
         trainer = L.Trainer(**{**given, "callbacks": callbacks, "plugins": plugins})
         check_processes(config, trainer)
     except UsageError:
         raise
-    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
         hint = "; --accelerator cpu and --accelerator auto work everywhere" if "backend" in brief(error) else ""
         raise UsageError(f"{brief(error).rstrip('.!')}{hint}") from error
-    # Lightning's own handling of signals would end a test in silence, with exit status 0. In a training `Checkpoints`
-    # does it; anywhere else nothing is to be saved, and they do what they always do.
+    # Lightning's own handling of signals would end a test in silence, with exit status 0, and requeue SLURM's jobs. In
+    # a training `Checkpoints` does it; anywhere else nothing is to be saved, and they do what they always do.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if trainer.strategy.root_device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
         torch.set_float32_matmul_precision("high")  # TF32, which torch's convolutions take anyway
     if given["accelerator"] == "auto" and shutil.which("nvidia-smi") and not torch.cuda.is_available():
         rank_zero_warn("an NVIDIA GPU is here that PyTorch cannot use: is its driver too old? See the README")
     return trainer
+
+
+def launched() -> dict[str, int]:
+    """How many processes on each of how many machines torchrun or SLURM has started, as options of the Trainer."""
+    if TorchElasticEnvironment.detect():
+        devices, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return {"devices": devices, "num_nodes": all_of_them // devices}
+    devices, nodes = (int(os.environ.get(f"SLURM_{name}", 1)) for name in ("NTASKS_PER_NODE", "NNODES"))
+    return {"devices": devices, "num_nodes": nodes} if SLURMEnvironment.detect() else {}
 
 
 def _as_list(given: Any) -> list[Any]:

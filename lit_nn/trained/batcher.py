@@ -7,6 +7,7 @@ import math
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
@@ -21,19 +22,20 @@ Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
 BIG = 4_000_000  # pixels; images above that have one thread for all, so that memory stays bounded
 
 
-class Limits(NamedTuple):
-    """What a server takes on."""
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on; each is an option of scripts/serve.py."""
 
-    max_bytes: int = 32_000_000  # of a request
-    max_pixels: int = 50_000_000  # of an image
-    max_files: int = 32  # in a request
-    max_seconds: float = 30.0  # until a request has come, and again until it is answered
-    max_queue: int = 512  # images that wait
-    max_memory: int = 256_000_000  # bytes of all requests together
-    max_connections: int = 900  # a process may open 1,024 files as a rule
-    batch_size: int = 8  # images that go through the model at once: more are slower on a CPU
-    batch_wait: float = 0.0  # milliseconds that a batch waits for further images
-    threads: int = os.cpu_count() or 1  # that decode and run the model, each on one core
+    max_bytes: int = field(default=32_000_000, metadata={"help": "largest request in bytes"})
+    max_pixels: int = field(default=50_000_000, metadata={"help": "largest image in pixels"})
+    max_files: int = field(default=32, metadata={"help": "most images in a request"})
+    max_seconds: float = field(default=30.0, metadata={"help": "time for a request to come, and again to be answered"})
+    max_queue: int = field(default=512, metadata={"help": "images that may wait"})
+    max_memory: int = field(default=256_000_000, metadata={"help": "bytes of all requests together"})
+    max_connections: int = field(default=900, metadata={"help": "clients at once; a process may open 1,024 files"})
+    batch_size: int = field(default=8, metadata={"help": "most images that go through the model at once"})
+    batch_wait: float = field(default=0.0, metadata={"help": "milliseconds that a batch waits for further images"})
+    threads: int = field(default=os.cpu_count() or 1, metadata={"help": "that decode and run the model"})
 
 
 class Refusal(Exception):

@@ -82,24 +82,38 @@ class Answers(NamedTuple):
     overlays: dict[int, Pixels] = {}  # images under their heat maps, (H, W, 3), by their number
 
     @property
+    def several(self) -> bool:
+        """Whether an image may have several labels: then they are 0 or 1, (N, num_classes)."""
+        return self.labels.ndim == 2
+
+    @property
     def accuracy(self) -> float:
         """Share of right answers; of several labels each is one, said from a probability of one half on."""
-        several = self.labels.ndim == 2
-        right = (self.logits > 0) == (self.labels > 0) if several else self.logits.argmax(1) == self.labels
+        right = (self.logits > 0) == (self.labels > 0) if self.several else self.logits.argmax(1) == self.labels
         return float(right.mean())
 
     @property
     def mistakes(self) -> NDArray[np.int64]:
-        """Numbers of the images that were taken for another class, those of which the model was most sure first."""
-        wrong = np.flatnonzero(self.logits.argmax(1) != self.labels)
-        return wrong[np.argsort(-self.probabilities.max(1)[wrong], kind="stable")]
+        """Numbers of the images with a wrong answer, those of which the model was most sure first."""
+        if self.several:
+            wrong = (self.probabilities >= self.threshold) != (self.labels > 0)  # (N, K)
+            how_far = np.where(wrong, np.abs(self.probabilities - self.labels), -1).max(1)  # (N,)
+        else:
+            how_far = np.where(self.logits.argmax(1) != self.labels, self.probabilities.max(1), -1)
+        order = np.argsort(-how_far, kind="stable")
+        return order[how_far[order] >= 0]
 
-    @property
-    def unsure(self) -> NDArray[np.int64]:
-        """Numbers of the images below the threshold, those of which the model was least sure first."""
-        confidence = self.probabilities.max(1)
-        order = np.argsort(confidence, kind="stable")
-        return order[confidence[order] < self.threshold]
+    def said(self, row: int) -> str:
+        """What the model says of an image."""
+        chosen = (
+            np.flatnonzero(self.probabilities[row] >= self.threshold) if self.several else [self.logits[row].argmax()]
+        )
+        return ", ".join(self.class_names[label] for label in chosen) or "none"
+
+    def given(self, row: int) -> str:
+        """The right answer."""
+        chosen = np.flatnonzero(self.labels[row]) if self.several else [self.labels[row]]
+        return ", ".join(self.class_names[label] for label in chosen) or "none"
 
     def shown(self, row: int) -> list[Pixels]:
         """An image, and beside it its heat map if it has one, (H, W, 3) each."""
@@ -118,16 +132,15 @@ class Answers(NamedTuple):
 
 
 def answer_test_images(model: Model, data: ImageDataModule, explain: bool = False) -> Answers:
-    """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of what is shown."""
+    """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of mistakes."""
     tensors, labels, rows = data.split("test")
     images = tensors[rows].cpu().numpy()
     right, calibration = labels[rows].cpu().numpy(), (model.temperature, model.threshold)
     files = [printable(data.files[row]) for row in rows.tolist()] if data.files else []
     answers = Answers(model.class_names, images, right, *model.run(images), *calibration, files=files, overlays={})
-    if explain and right.ndim == 1:
+    if explain:
         with suppress(UsageError):  # it has none
-            for row in {*answers.mistakes[:SHOWN].tolist(), *answers.unsure[:SHOWN].tolist()}:
-                answers.overlays[row] = model.overlay(images[row])
+            answers.overlays.update((row, model.overlay(images[row])) for row in answers.mistakes[:SHOWN].tolist())
     return answers
 
 
@@ -148,11 +161,9 @@ def score_images(model: Model, folder: str) -> NDArray[np.float64]:
 def _unlike(answers: Answers) -> dict[str, Any]:
     """How well `energy` tells the test images from those that show something else."""
     assert answers.others is not None
-    own = energy(answers.logits, answers.temperature, answers.labels.ndim == 2)
-    scores = np.concatenate([own, answers.others])  # (N + M,)
-    order = torch.from_numpy(
-        np.unique(scores, return_inverse=True)[1] / len(scores)
-    )  # of scores beyond 1 it takes sigmoids
+    scores = np.concatenate([energy(answers.logits, answers.temperature, answers.several), answers.others])  # (N + M,)
+    # Of scores beyond 1 it would take sigmoids.
+    order = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / len(scores))
     auroc = binary_auroc(order, (torch.arange(len(scores)) >= len(answers.labels)).long()).item()
     cut = np.quantile(scores[: len(answers.labels)], 0.95)
     above = float((answers.others > cut).mean())
@@ -161,8 +172,9 @@ def _unlike(answers: Answers) -> dict[str, Any]:
 
 def measure(answers: Answers) -> dict[str, Any]:
     """Everything that is counted, as plain values, one more is one more line here; 0 / 0 is 0, as in scikit-learn."""
-    if answers.labels.ndim == 2:
-        return measure_labels(answers) | ({} if answers.others is None else _unlike(answers))
+    unlike = {} if answers.others is None else _unlike(answers)
+    if answers.several:
+        return measure_labels(answers) | unlike
     labels, logits = torch.from_numpy(answers.labels), torch.from_numpy(answers.logits).double()  # (N,), (N, K)
     classes, count, right = len(answers.class_names), len(labels), answers.confusion.diagonal()  # right is (K,)
     predicted, support = answers.confusion.sum(0), answers.confusion.sum(1)  # images of each class, (K,)
@@ -188,7 +200,7 @@ def measure(answers: Answers) -> dict[str, Any]:
         "threshold": answers.threshold,
         "sure": sure.mean().item(),  # share of the images
         "accuracy_where_sure": float((logits.argmax(1) == labels).numpy()[sure].mean()) if sure.any() else 0.0,
-        **({} if answers.others is None else _unlike(answers)),
+        **unlike,
         "macro": {score: float(values.mean()) for score, values in scores.items()},  # means over the classes
         "per_class": {
             name: {score: values[label].item() for score, values in (scores | {"support": support}).items()}
@@ -231,14 +243,13 @@ def confusion_figure(answers: Answers, title: str) -> Figure:
 @_drawing
 def mistakes_figure(answers: Answers, title: str) -> Figure:
     """Draw the thirty mistakes of which the model was most sure."""
-    names, said, confidence = answers.class_names, answers.logits.argmax(1), answers.probabilities.max(1)  # (N,)
-    wrong = answers.mistakes
+    wrong, confidence = answers.mistakes, answers.probabilities.max(1)  # (N,)
     images = [np.hstack(answers.shown(row)).transpose(2, 0, 1) for row in wrong[:SHOWN].tolist()]
     texts = [
-        f"is {names[answers.labels[row]]}\nsaid {names[said[row]]}, {confidence[row]:.1%}\n{answers.file(row)[-30:]}"
+        f"is {answers.given(row)}\nsaid {answers.said(row)}, {confidence[row]:.1%}\n{answers.file(row)[-30:]}"
         for row in wrong[:SHOWN].tolist()
     ]
-    title += f"\nthe most confident of {len(wrong):,} mistakes on {len(said):,} images"
+    title += f"\nthe most confident of {len(wrong):,} mistakes on {len(confidence):,} images"
     return captioned(images, texts, title)
 
 
@@ -268,11 +279,12 @@ def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
     found, names = measure(answers), answers.class_names
     rows = [*found["per_class"].values()]
     tables = {"per_class": (["class", *rows[0]], [row.values() for row in rows])}
-    if answers.labels.ndim == 2:
-        figures = {"precision_recall": curves_figure}
+    figures = {"mistakes": mistakes_figure}
+    if answers.several:
+        figures["precision_recall"] = curves_figure
     else:
         tables["confusion"] = (["true class \\ predicted class", *names], answers.confusion.tolist())
-        figures = {"confusion": confusion_figure, "mistakes": mistakes_figure, "reliability": reliability_figure}
+        figures |= {"confusion": confusion_figure, "reliability": reliability_figure}
     drawn: dict[str, bytes] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as complete:

@@ -18,7 +18,7 @@ from lit_nn.trained.predict import Pixels
 FINE = 7  # rows and columns of a map that is fine enough: what most networks end with at 224 pixels
 MOST_EXTRA = 8  # tokens of no place, of the class for instance, that come before those of the patches
 PASSED_OVER = (nn.Linear, nn.Dropout, nn.AdaptiveAvgPool2d)  # inner layers of a block; what blurs places
-ALONE = threading.Lock()  # a hook sees the images of all threads
+ALONE = threading.Lock()  # hooks see what all threads compute
 
 
 def heat_maps(model: ImageClassifier, images: Tensor) -> Tensor:
@@ -26,17 +26,16 @@ def heat_maps(model: ImageClassifier, images: Tensor) -> Tensor:
 
     It is the positive part of gradient times activation, summed over the channels of a layer (HiResCAM, Draelos and
     Carin, 2020; after global pooling the same as Grad-CAM, Selvaraju et al., 2017). Activations count from their mean
-    over the image: what is everywhere decides nothing. The layer is the last one with 7 x 7 places or more, or the
-    finest. The tokens of a vision transformer are places as well; where it reads its class token alone, the last ones
-    decide nothing, and those before the last attention are taken.
+    over the image: what is everywhere decides nothing. The layer is the last one with 7 x 7 places that decide, or the
+    finest; the tokens of a vision transformer's patches are places as well.
 
     Args:
-        model: Any classifier whose network has places up to its last layers: convolutions, or tokens of patches.
+        model: A classifier whose network has convolutions, or tokens of patches.
         images: Pixels 0..255, uint8 (B, C, H, W), of any size.
 
     Returns:
-        Maps of the images as the model fits them, float (B, *image_shape[1:]): 1 at the place that counts most, and 0
-        at those that do not speak for the class.
+        Maps of the images as the model fits them, float (B, *image_shape[1:]), 1 where most speaks for the class and 0
+        where nothing does.
 
     Raises:
         UsageError: If the network has no such layer, as an MLP.
@@ -44,8 +43,8 @@ def heat_maps(model: ImageClassifier, images: Tensor) -> Tensor:
     outputs: list[Tensor] = []  # of the layers, in the order in which they end
 
     def keep(layer: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and not isinstance(layer, PASSED_OVER):
-            outputs.append(output)
+        if isinstance(output, Tensor) and output.requires_grad and not isinstance(layer, PASSED_OVER):
+            outputs.append(output)  # without a gradient it is that of a thread that only predicts
 
     was_training, layers = model.training, list(model.eval().net.modules())
     with ALONE, torch.enable_grad(), ExitStack() as hooks:
@@ -68,11 +67,11 @@ def heat_maps(model: ImageClassifier, images: Tensor) -> Tensor:
             corner = found[:, :, 0, 0].sum()
             if min(maps.shape[1:]) >= FINE:
                 break
-    if maps[0].numel() == 1:
-        raise UsageError(f"net {model.net_name} has no layer with places that decide, so there is no heat map of it")
+    if all(places(output, size) is None for output in outputs):
+        raise UsageError(f"net {model.net_name} has no layer with places, so there is no heat map of it")
     wide = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.kernel_size > layer.stride]
     shown = list(size)  # rows and columns of pixels that the map stands for
-    if wide and all(layer.padding == (0, 0) for layer in wide):  # each of them loses a border
+    if wide and maps.any() and all(layer.padding == (0, 0) for layer in wide):  # each of them loses a border
         seen = torch.autograd.grad(corner, views)[0].abs().sum((0, 1)) > 0  # the corner's receptive field, (h, w)
         for dim, length in enumerate(maps.shape[1:]):
             field = int(seen.any(1 - dim).nonzero().max()) + 1

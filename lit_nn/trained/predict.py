@@ -34,8 +34,8 @@ Run = Callable[[Pixels], Answer]
 def energy(logits: NDArray[np.float32], temperature: float, several: bool = False) -> NDArray[np.float64]:
     """How unlike all training images images are, from their logits (N, K): -T log sum exp(logits / T), (N,).
 
-    High where no class has a high logit; Liu et al., 2020, Energy-based out-of-distribution detection. With several
-    labels it is the sum over the classes, -T sum log(1 + exp(logits / T)); Wang et al., 2021.
+    High where no class has a high logit; Liu et al., 2020, Energy-based out-of-distribution detection. Of several
+    labels it is the sum of their energies, -T sum log(1 + exp(logits / T)); Wang et al., 2021.
     """
     scaled = logits.astype(np.float64) / temperature
     if several:

@@ -21,22 +21,23 @@ SHOWN = 30  # images in a list, and twice the pairs of classes
 
 def summary(found: dict[str, Any]) -> dict[str, str]:
     """What comes first of the numbers that `measure` found, as text."""
-    before, without = found["uncalibrated_calibration_error"], f"without the temperature of {found['temperature']:.3f}:"
-    if "exact_match" in found:  # several labels
+    on, before = f"on {found['images']:,} images", found["uncalibrated_calibration_error"]
+    without = f"without the temperature of {found['temperature']:.3f}:"
+    if "micro" in found:  # several labels
         texts = {
-            "mean average precision": f"{found['mean_average_precision']:.2%} on {found['images']:,} images",
-            "F1": f"{found['macro']['f1']:.2%} (mean of the classes; of all answers {found['micro']['f1']:.2%})",
-            "right": f"{found['accuracy']:.2%} of all answers; of {found['exact_match']:.2%} of the images all are",
+            "mean average precision": f"{found['mean_average_precision']:.2%} {on}",
+            **{f"{kind} F1": f"{found[kind]['f1']:.2%}" for kind in ("macro", "micro")},
+            "right answers": f"{found['accuracy']:.2%}, all of an image's right: {found['exact_match']:.2%}",
         }
     else:
         low, high = found["accuracy_interval_95"]
-        text = f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}) on {found['images']:,} images"
-        texts = {"accuracy": text, "balanced accuracy": f"{found['balanced_accuracy']:.2%}"}
-        texts["top 3 accuracy"] = f"{found['top_3_accuracy']:.2%}"
-    texts |= {
-        "loss": f"{found['loss']:.4f} ({without} {found['uncalibrated_loss']:.4f})",
-        "calibration error": f"{found['calibration_error']:.2%} ({without} {before:.2%})",
-    }
+        texts = {
+            "accuracy": f"{found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}) {on}",
+            "balanced accuracy": f"{found['balanced_accuracy']:.2%}",
+            "top 3 accuracy": f"{found['top_3_accuracy']:.2%}",
+        }
+    texts["loss"] = f"{found['loss']:.4f} ({without} {found['uncalibrated_loss']:.4f})"
+    texts["calibration error"] = f"{found['calibration_error']:.2%} ({without} {before:.2%})"
     if found.get("threshold"):
         right = f"{found['accuracy_where_sure']:.2%} of these are right"
         texts["sure of"] = f"{found['sure']:.2%} of the images, from {found['threshold']:.2%} on; {right}"
@@ -48,70 +49,64 @@ def summary(found: dict[str, Any]) -> dict[str, str]:
 
 def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: Mapping[str, bytes]) -> str:
     """HTML that loads nothing: what `measure` found, figures as PNG by their names, mistakes, what was not sure."""
-    several, classes = answers.labels.ndim == 2, []
-    for name, row in found["per_class"].items():
-        low, high = wilson_interval(row["recall"], max(row["support"], 1))
-        recall = f"{row['recall']:.1%} ({low:.0%} to {high:.0%})"
-        scores = [f"{row[score]:.1%}" for score in ("f1", "average_precision", "threshold") if score in row]
-        classes.append([name, f"{row['precision']:.1%}", recall, *scores, row["support"]])
-    columns = ("class", *found["macro"], *(["threshold"] if several else []), "images")
-    values = {
-        "title": escape(title),
-        "numbers": "".join(
-            f"<div><dt>{name}</dt><dd><b>{text.partition(' ')[0]}</b>{text.partition(' ')[2]}</dd></div>"
-            for name, text in summary(found).items()
-        ),
-        "heads": "".join(f'<th scope="col"><button>{name.replace("_", " ")}</button></th>' for name in columns),
-        "classes": _rows(classes),
-        "calibration": _rows(
-            [what, f"{found[f'{which}calibration_error']:.2%}", f"{found[f'{which}loss']:.4f}"]
-            for what, which in (("before", "uncalibrated_"), (f"after, temperature {answers.temperature:.3f}", ""))
-        ),
-        **{f"{name}_png": f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in figures.items()},
-        **({} if several else _mistaken(answers)),
-    }
-    page, others = Path(__file__).with_name("report.html").read_text(encoding="utf-8"), ("several", "one")[several]
-    return Template(re.sub(f"<!-- {others} -->.*?<!-- end -->", "", page, flags=re.DOTALL)).substitute(values)
-
-
-def _rows(table: Iterable[Iterable[object]]) -> str:
-    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in table)
-    return "".join(f"<tr>{row}</tr>" for row in cells)
-
-
-def _mistaken(answers: "Answers") -> dict[str, str]:
-    """What the page says of the answers that were wrong, or not sure, where each image has one label."""
-    names, confidence, said = answers.class_names, answers.probabilities.max(1), answers.logits.argmax(1)  # (N,)
-    right, sure, wrong = said == answers.labels, confidence >= answers.threshold, answers.confusion  # (N,) (N,) (K, K)
+    names, confidence, several = answers.class_names, answers.probabilities.max(1), answers.several  # confidence (N,)
+    right = answers.logits.argmax(1) == (0 if several else answers.labels)  # (N,), of one label
+    sure = confidence >= (0 if several else answers.threshold)  # (N,)
+    wrong = np.zeros((1, 1), int) if several else answers.confusion  # (K, K)
     np.fill_diagonal(wrong, 0)
     pairs = np.argsort(-wrong, axis=None, kind="stable")[: min(SHOWN // 2, np.count_nonzero(wrong))]
+
+    def rows(table: Iterable[Iterable[object]]) -> str:
+        cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in table)
+        return "".join(f"<tr>{row}</tr>" for row in cells)
 
     def cards(numbers: Iterable[int]) -> str:
         """Images beside their heat maps, and what is known of them."""
         text = ""
         for row in numbers:
             shown = "".join(f'<img src="{data_uri(pixels)}" alt="">' for pixels in answers.shown(row))
-            named, true, file = (
-                escape(each) for each in (names[said[row]], names[answers.labels[row]], answers.file(row))
-            )
+            named, true, file = (escape(find(row)) for find in (answers.said, answers.given, answers.file))
             caption = f"said <b>{named}</b>, {confidence[row]:.1%}<br>is {true}<span>{file}</span>"
             text += f"<figure><div>{shown}</div><figcaption>{caption}</figcaption></figure>"
         return text
 
-    mistakes, unsure, always = answers.mistakes, answers.unsure, "Always sure: the training had no --accept."
-    doubted = (
-        f"{len(unsure):,} of {len(said):,} images, below {answers.threshold:.2%}; the least confident of them first."
-    )
+    classes = []
+    for name, row in found["per_class"].items():
+        low, high = wilson_interval(row["recall"], max(row["support"], 1))
+        texts = {score: f"{row[score]:.1%}" for score in found["macro"]}
+        texts["recall"] += f" ({low:.0%} to {high:.0%})"
+        texts |= {"threshold": f"{row['threshold']:.1%}"} if several else {}
+        classes.append([name, *texts.values(), row["support"]])
+    columns = ("class", *(score.replace("_", " ") for score in found["macro"]), *["threshold"] * several, "images")
+    heads = (f'<th scope="col"><button>{name}</button></th>' for name in columns)
+    mistakes, unsure = answers.mistakes, np.argsort(confidence, kind="stable")[: np.count_nonzero(~sure)]
+    of_all, doubted = f"of {len(right):,} images", "Always sure: the training had no --accept."
+    if found.get("threshold"):
+        doubted = f"{len(unsure):,} {of_all}, below {answers.threshold:.2%}; the least confident first."
     maps = " Beside each: the places that speak for its answer." * bool(answers.overlays)
-    return {
-        "pairs": _rows([names[pair // len(names)], names[pair % len(names)], wrong.flat[pair]] for pair in pairs),
+    values = {
+        "title": escape(title),
+        "numbers": "".join(
+            f"<div><dt>{name}</dt><dd><b>{'</b> '.join(f'{text} '.split(' ', 1))}</dd></div>"
+            for name, text in summary(found).items()
+        ),
+        "heads": "".join(heads),
+        "classes": rows(classes),
+        "pairs": rows([names[pair // len(names)], names[pair % len(names)], wrong.flat[pair]] for pair in pairs),
         "small": "small" * (max(answers.images.shape[2:]) < 100),
-        "mistaken": f"{len(mistakes):,} of {len(said):,} images; the most confident of them first.{maps}",
+        "mistaken": f"{len(mistakes):,} {of_all}; the most confident first.{maps}",
         "mistakes": cards(mistakes[:SHOWN].tolist()),
-        "doubted": doubted if answers.threshold else always,
-        "sure": _rows(
+        "doubted": doubted,
+        "sure": rows(
             [what, *(np.count_nonzero(some & good) for good in (right, ~right))]
             for what, some in (("sure", sure), ("not sure", ~sure))
         ),
         "doubts": cards(unsure[:SHOWN].tolist()),
+        "calibration": rows(
+            [what, f"{found[f'{which}calibration_error']:.2%}", f"{found[f'{which}loss']:.4f}"]
+            for what, which in (("before", "uncalibrated_"), (f"after, temperature {answers.temperature:.3f}", ""))
+        ),
+        **{f"{name}_png": f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in figures.items()},
     }
+    page, others = Path(__file__).with_name("report.html").read_text(encoding="utf-8"), "one" if several else "several"
+    return Template(re.sub(f"<!-- {others} -->.*?<!-- end -->", "", page, flags=re.DOTALL)).substitute(values)

@@ -106,17 +106,9 @@ class Request:
 
 
 class Server:
-    """Serves a model.
+    """Serves an exported model, with a threshold of its own or another one, to all or to those who send the key.
 
-    Args:
-        path: An exported model (.onnx), or a checkpoint (.ckpt), which can also say why.
-        limits: What the server takes on.
-        threshold: Probability below which an answer counts as not sure; by default the model's own, if it has one.
-        api_key: What clients have to send as "Authorization: Bearer KEY"; "" if anybody may ask.
-
-    Raises:
-        UsageError: If the file is of another kind.
-        ModelError: If it is missing, damaged or not made by this project.
+    A checkpoint can also say why. Raises UsageError or ModelError if the file cannot be served.
     """
 
     batcher: Batcher
@@ -269,9 +261,10 @@ class Server:
             raise Refusal(422, f"heat_map is '{options['heat_map']}'; give true or false.")
         if (heat_map := options["heat_map"] == "true") and self.no_heat_map:
             raise Refusal(422, self.no_heat_map)
-        classes, several, top_k = self.model.class_names, self.model.multi_label, int(options["top_k"])
-        threshold = float(options["threshold"]) if "threshold" in options else self.threshold
-        least = dict(zip(classes, np.broadcast_to(threshold, len(classes)).tolist(), strict=True))
+        classes, several = self.model.class_names, self.model.multi_label
+        top_k, threshold = min(int(options["top_k"]), len(classes)), float(options.get("threshold", "nan"))
+        own = self.threshold if "threshold" not in options else threshold
+        least = dict(zip(classes, np.broadcast_to(own, len(classes)).tolist(), strict=True))
         names, files = zip(*request.files(), strict=True)
         results = []
         for name, answer in zip(names, await self.batcher.name([*files], top_k, heat_map), strict=True):
@@ -280,11 +273,12 @@ class Server:
             found, overlay = answer
             pairs = list(zip(found.labels, found.probabilities, strict=True))
             said = [pair for pair in pairs if pair[1] >= least[pair[0]]]
-            result: dict[str, Any] = {"file": name, "unlike": round(found.unlike, 4)}
+            result: dict[str, Any] = {"file": name}
             result |= {"labels": [label for label, _ in said]} if several else {"sure": pairs[0] in said}
             shown = said if several else pairs[:top_k]
-            result["predictions"] = [{"label": label, "probability": round(share, 6)} for label, share in shown]
-            results.append(result | ({"heat_map": overlay} if heat_map else {}))
+            result |= {"unlike": round(found.unlike, 4), **({"heat_map": overlay} if heat_map else {})}
+            predictions = [{"label": label, "probability": round(share, 6)} for label, share in shown]
+            results.append({**result, "predictions": predictions})
         return JSON, json.dumps({"model": self.name, "version": self.version, "results": results}, ensure_ascii=False)
 
     def ready(self) -> str:

@@ -24,16 +24,10 @@ WORDS = [
 ]
 
 
-def start(words: list[str]) -> "subprocess.Popen[str]":
+def start(*words: str) -> "subprocess.Popen[str]":
     """Start a training that saves after every step."""
     line = [sys.executable, str(TRAIN), "--save_every_steps", "1", *words]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def end(process: "subprocess.Popen[str]") -> None:
-    """Wait for the end of a training, which must be a good one."""
-    _, said = process.communicate()
-    assert process.returncode == 0, said
 
 
 def saved(last: Path) -> float:
@@ -51,8 +45,8 @@ def main() -> int:
     random.seed(0)
     quiet, killed = options.folder / "quiet", options.folder / "killed"
     last, inside = killed / "checkpoints" / "last.ckpt", 0
-    end(start([*WORDS, "--run_dir", str(quiet)]))
-    process = start([*WORDS, "--run_dir", str(killed)])
+    finished = start(*WORDS, "--run_dir", str(quiet)).communicate()[1]
+    process = start(*WORDS, "--run_dir", str(killed))
     for kill in range(options.kills):
         before, at_start = saved(last), random.random() < 0.1  # while it still starts, or between two steps
         while not at_start and process.poll() is None and saved(last) == before:
@@ -66,8 +60,9 @@ def main() -> int:
         leftover = sorted(path.name for path in last.parent.glob("*.part.ckpt"))
         inside += bool(leftover)
         print(f"kill {kill + 1} left {leftover or 'nothing'}", flush=True)
-        process = start(["--resume", str(killed)])
-    end(process)
+        process = start("--resume", str(killed))
+    said = process.communicate()[1]
+    assert process.returncode == 0, finished + said
     found = differences(quiet, killed)
     print(f"{inside} kills were inside a save. Different in the end: {found or 'nothing'}")
     return 1 if found or not inside else 0

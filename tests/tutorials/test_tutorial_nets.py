@@ -15,8 +15,8 @@ from lit_nn.nets.cifar_cnn import CifarCNN
 from lit_nn.nets.lenet import LeNet
 from lit_nn.nets.mlp import MLP
 from lit_nn.nets.tutorials.fixed_hidden import FixedHidden, halve
-from lit_nn.nets.tutorials.layers import CenteredLayer, MyLinear
-from lit_nn.nets.tutorials.nested import FixedHiddenMLP, MySequential, NestMLP, block2, chimera
+from lit_nn.nets.tutorials.layers import MyLinear
+from lit_nn.nets.tutorials.nested import FixedHiddenMLP, MySequential
 
 # --- the tutorials' networks, layer by layer, and the names that they give to those with weights ----------------------
 
@@ -50,7 +50,7 @@ def test_a_state_dict_of_the_tutorial_gives_the_same_logits(ours: type[nn.Module
     assert torch.equal(net(x), nn.Sequential(*layers)(x))
 
 
-# --- blocks and layers ------------------------------------------------------------------------------------------------
+# --- blocks and layers: the tour shows what the others do -------------------------------------------------------------
 
 
 def test_my_sequential_is_like_nn_sequential() -> None:
@@ -64,30 +64,16 @@ def test_my_sequential_is_like_nn_sequential() -> None:
 
 def test_fixed_hidden_mlp_keeps_its_constant() -> None:
     net, other = FixedHiddenMLP(), FixedHiddenMLP()
-    assert [name for name, _ in net.named_parameters()] == ["linear.weight", "linear.bias"]
-    y = net(x := torch.randn(2, 20))
-    assert y.shape == ()
-    assert y.abs() <= 1
-    y.backward()
+    net(x := torch.randn(2, 20)).backward()
     torch.optim.SGD(net.parameters(), 0.1).step()
     assert not torch.equal(other.rand_weight, net.rand_weight)
     other.load_state_dict(net.state_dict())
-    assert torch.equal(other.rand_weight, net.rand_weight)
     assert torch.equal(other(x), net(x))
     assert net.to(torch.float64).rand_weight.dtype == torch.float64  # moved with the network
     assert not net(torch.full((1, 20), torch.inf, dtype=torch.float64)).isfinite()  # and comes to an end
 
 
-def test_chains_of_blocks() -> None:
-    assert NestMLP()(torch.randn(2, 20)).shape == (2, 16)
-    assert chimera()(torch.randn(2, 20)).shape == ()
-    net = block2()
-    assert [name for name, _ in net.named_children()] == ["block0", "block1", "block2", "block3"]
-    assert net(torch.randn(2, 4)).shape == (2, 4)
-
-
-def test_layers_of_ones_own_compute_and_learn() -> None:
-    assert CenteredLayer()(torch.tensor([1.0, 2, 3, 4, 5])).tolist() == [-2, -1, 0, 1, 2]
+def test_my_linear_computes_and_learns() -> None:
     layer = MyLinear(2, 3)
     layer.load_state_dict({"weight": torch.tensor([[1.0, 2, 3], [4, 5, 6]]), "bias": torch.tensor([0.0, 1, -20])})
     y = layer(torch.tensor([[1.0, 2.0]]))
