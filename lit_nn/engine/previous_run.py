@@ -60,7 +60,7 @@ class StartingPoint:
         cases = [f"--{name} {now[name]} cannot go on from {before.get(name)}; leave it out" for name in other]
         same_kind = before.get("multi_label", False) == now["multi_label"]
         if others := other_classes(before["class_names"], now["class_names"], same_kind):
-            cases.append(f"the data has {others}")
+            cases.insert(0, f"the data has {others}")  # from which the default of --monitor follows
         if misfit := check_tensors(classifier, self.checkpoint["state_dict"]):
             cases.append(f"net {before.get('net')} cannot become {now['net']} as it is asked for ({misfit})")
         # FSDP numbers the parameters of an optimizer in the order of the layers, the others in that of its groups.
