@@ -125,7 +125,7 @@ def test_the_page_says_why(tab: Tab, run: Path) -> None:
         tab.open(served.url)
         tab.wait("document.querySelector('#where').textContent")
         tab.drop(ROOT / "docs" / "images" / "boot.png")
-        tab.wait("document.querySelector('.why')")
+        tab.wait("!!document.querySelector('.why')")
         shown = "document.querySelector('article img').src.slice(0, 15)"
         for expected in ("data:image/webp", "blob:http://127"):
             tab.js("document.querySelector('.why').click()")
