@@ -68,7 +68,7 @@ MISTAKES = {
     "--folds 1": "folds is 1; it must be at least 2",
     "--folds 21": "fewer images than the 21 folds: dark 20",
     "--folds many": "invalid int value: 'many'",
-    "--max_epoch 2": "Did you mean max_epochs?",
+    "--max_epoch 2": "Did you mean max_epochs",
     "--data.fold 2": "--data.fold is chosen here",
     "--resume out": "--ckpt_path is chosen here",
     "--fast_dev_run": "--fast_dev_run trains nothing that could judge",

@@ -56,7 +56,7 @@ MISTAKES = {
     "--backbone_lr -1": ["backbone_lr -1.0"],
     "--freeze_epochs -2": ["freeze_epochs -2; at least 0 and -1 are allowed"],
     "--freeze_epochs 1 --schedule plateau": ["schedule plateau would keep a learning rate of 0"],
-    "--cache_features": ["it needs --freeze_epochs -1"],
+    "--cache_features": ["add --freeze_epochs -1"],
     "--cache_features --freeze_epochs -1 --augment flip": ["--augment flip changes it; give --augment none"],
     "--cache_features --freeze_epochs -1 --augment none --net torchvision/squeezenet1_1": ["than one linear layer"],
     "--init xavier_norml": ["unknown init 'xavier_norml'. Did you mean xavier_normal", "Allowed: def"],
