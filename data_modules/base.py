@@ -1,6 +1,7 @@
 """What every data set shares: splits, loaders and augmentation. A new data set is a subclass that loads arrays."""
 
 import os
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -9,10 +10,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.augment import Augment, Draws
-from data_modules.batches import Batch, BatchLoader, seeded_generator, stratified_split
+from data_modules.batches import Batch, BatchLoader, seeded_generator
 from data_modules.errors import DataError as DataError
 from data_modules.errors import DataNote, require
 from data_modules.images.fit import FITS
+from data_modules.sampling import balanced_draws, stratified_split, weighted_draws
 
 Arrays = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W) and int64 labels (N,)
 Split = Literal["train", "val", "test"]
@@ -196,8 +198,13 @@ class ImageDataModule(L.LightningDataModule):
         if overfit:  # the same few batches in every epoch, which are to be learnt by heart
             indices = indices[torch.randperm(len(indices), generator=seeded_generator(self.seed))]
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        options: dict[str, Any] = {"shuffle": training and not overfit, "balanced": self.sampling == "balanced"}
-        options["weights"] = self.weights if self.sampling == "weighted" else None
+        options: dict[str, Any] = {"shuffle": training and not overfit}
+        if training and self.sampling == "balanced":
+            options["draw"] = partial(balanced_draws, labels.cpu()[indices])
+        elif training and self.weights is not None and self.sampling == "weighted":
+            weights = self.weights[indices]
+            require("sampling", "weighted", bool(weights.any()), "another one: all training images have the weight 0")
+            options["draw"] = partial(weighted_draws, weights)
         if trainer:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
         batch_size = self.batch_size if training else 4 * self.batch_size  # no gradients to keep: larger batches fit

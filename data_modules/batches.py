@@ -5,7 +5,7 @@ every process of a distributed run can work out its own part of it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -25,47 +25,6 @@ def seeded_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed) >> 1)  # manual_seed takes 63 bits
 
 
-def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Cut a part off a data set in which every class keeps its share.
-
-    Args:
-        labels: Class of each image, int64 (N,).
-        fraction: Share of each class that is cut off; of two or more images at least one goes and one stays.
-        seed: Decides which images go.
-
-    Returns:
-        Sorted int64 indices of what stays and of what is cut off.
-    """
-    generator = seeded_generator(seed)
-    cut_off = []
-    for label in labels.unique():  # sorted, so that the split does not depend on the order of the classes
-        members = (labels == label).nonzero().squeeze(1)
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        cut_off.append(members[torch.randperm(len(members), generator=generator)[:count]])
-    second = torch.cat(cut_off).sort().values
-    is_first = torch.ones(len(labels), dtype=torch.bool)
-    is_first[second] = False
-    return is_first.nonzero().squeeze(1), second
-
-
-def _balanced_draws(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """As many places of ``labels`` (N,) as it has, drawn with replacement: first a class, then one of its members."""
-    by_class = labels.argsort(stable=True)
-    counts = labels.bincount()
-    starts, present = counts.cumsum(0) - counts, counts.nonzero().squeeze(1)
-    classes = present[torch.randint(len(present), (len(labels),), generator=generator)]  # (N,)
-    shares = torch.rand(len(labels), dtype=torch.float64, generator=generator)  # (N,) in [0, 1)
-    return by_class[starts[classes] + (shares * counts[classes]).long()]
-
-
-def _weighted_draws(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """As many places of ``weights`` (N,) as it has, drawn with replacement, each as often as its weight says."""
-    ends = weights.cumsum(0)  # each place has a stretch of this line
-    points = torch.rand(len(weights), dtype=torch.float64, generator=generator) * ends[-1]  # (N,)
-    last = weights.nonzero().max()  # rounding may reach the end of the line
-    return torch.searchsorted(ends, points, right=True).clamp(max=last)
-
-
 @dataclass(eq=False)
 class BatchLoader:
     """Cuts batches from an array of images; the Trainer takes it wherever it takes a ``DataLoader``.
@@ -83,8 +42,7 @@ class BatchLoader:
     batch_size: int  # images per batch and process
     _: KW_ONLY
     shuffle: bool = False  # whether this is the training order
-    balanced: bool = False  # with shuffle: draw with replacement, each class as often as any other
-    weights: Tensor | None = None  # with shuffle: draw with replacement by the weights of all images, float64 (N,)
+    draw: Callable[[torch.Generator], Tensor] | None = None  # of M places, M of an epoch; None for each once, shuffled
     seed: int = 0  # decides the order, together with the epoch
     rank: int = 0  # number of this process
     world_size: int = 1
@@ -93,8 +51,6 @@ class BatchLoader:
     def __post_init__(self) -> None:
         if self.shuffle and len(self.indices) < self.world_size:
             raise OptionError(f"{len(self.indices)} training images cannot be shared among {self.world_size} processes")
-        if self.shuffle and self.weights is not None and not self.weights[self.indices].any():
-            raise OptionError("all training images have the weight 0")
         self.epoch = 0
         self.batches_done = 0  # of the current epoch
         self._first_batch = 0  # where the next iteration starts; not 0 only after load_state_dict
@@ -130,12 +86,8 @@ class BatchLoader:
     def order(self) -> Tensor:
         """Indices of this process's images in the current epoch's order, int64."""
         order, generator = self.indices, seeded_generator(self.seed, self.epoch)
-        if self.shuffle and self.balanced:
-            order = order[_balanced_draws(self.labels[order.to(self.labels.device)].cpu(), generator)]
-        elif self.shuffle and self.weights is not None:
-            order = order[_weighted_draws(self.weights[order], generator)]
-        elif self.shuffle:
-            order = order[torch.randperm(len(order), generator=generator)]
+        if self.shuffle:
+            order = order[self.draw(generator) if self.draw else torch.randperm(len(order), generator=generator)]
         return order[: self._used()][self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[Batch]:

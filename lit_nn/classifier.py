@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -13,15 +14,15 @@ from torch import Tensor, nn
 from data_modules.base import ImageDataModule
 from lit_nn.checkpoint import load_classifier, load_weights
 from lit_nn.errors import UsageError, look_up
+from lit_nn.finetune import FrozenBody, classify
 from lit_nn.initialise import init_weights
 from lit_nn.losses import LOSSES, balanced_weights
 from lit_nn.metrics import StageMetrics
 from lit_nn.model import ImageClassifier
-from lit_nn.nets import LIBRARIES, head_names
+from lit_nn.nets import LIBRARIES
 from lit_nn.nets.pretrained import WEIGHT_FILES
 from lit_nn.optim import build_optimizer, build_schedule
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels (B,), or class probabilities (B, num_classes)
 
 
@@ -29,8 +30,12 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     """Trains an image classifier; a checkpoint holds all arguments, plain values.
 
     Args:
-        class_names: This argument and all others that are not here are those of `ImageClassifier`; the CLI fills in
-            the first five from the data set.
+        class_names: This argument, the five after it and those that are not here are `ImageClassifier`'s; the CLI fills
+            in what follows from the data set.
+        weights: What to start from: "none", "default" or a published tag (of "torchvision/NAME" and "timm/NAME"), or a
+            file.
+        backbone_lr: Factor of the learning rate for all layers but the last; None is 0.1 with weights and 1 without.
+        freeze_epochs: In how many epochs only the last layer learns at first; -1 for all.
         init: How the weights start, one of `lit_nn.initialise.INITS`; "default" leaves PyTorch's own initialisation.
         loss: Which loss, one of `lit_nn.losses.LOSSES`.
         label_smoothing: Share of the training target that is spread evenly over all classes.
@@ -58,8 +63,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         image_shape: tuple[int, int, int],
         mean: list[float],
         std: list[float],
-        levels: int = 65535,
-        fit: str = "crop",
+        *,
         net: str | nn.Module = "lenet",
         net_args: dict[str, Any] | None = None,
         weights: str = "none",
@@ -76,21 +80,15 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         schedule: str = "one_cycle",
         schedule_args: dict[str, Any] | None = None,
         monitor: str = "val_acc",
-        channels_last: bool = False,
-        flip_in_eval: bool | str = False,
-        temperature: float = 1.0,
-        threshold: float = 0.0,
+        **kwargs: Any,
     ) -> None:
-        given, is_pretrained = weights != "none", isinstance(net, str) and net.startswith(LIBRARIES)
-        if given and not weights.endswith(WEIGHT_FILES) and not is_pretrained:
-            files = " ".join(WEIGHT_FILES)
-            raise UsageError(
-                f"weights is '{weights}', and net {net} has no published ones; give none, or a file ({files})"
-            )
-        if given and is_pretrained:
+        given = weights != "none"
+        if given and isinstance(net, str) and net.startswith(LIBRARIES):
             net_args = {**(net_args or {}), "weights": weights}
-        served = channels_last, flip_in_eval, temperature, threshold
-        super().__init__(class_names, image_shape, mean, std, levels, fit, net, net_args, *served)
+        elif given and not weights.endswith(WEIGHT_FILES):
+            files = " ".join(WEIGHT_FILES)
+            raise UsageError(f"weights is '{weights}', net {net} has no published ones; give none, or a file ({files})")
+        super().__init__(class_names, image_shape, mean, std, net=net, net_args=net_args, **kwargs)
         if given and init != "default":
             raise UsageError(f"init {init} would overwrite the pretrained weights; leave out one of the two")
         init_weights(self.net, init)
@@ -102,9 +100,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             class_weights = [float(weight) for weight in class_weights]
         backbone_lr = (0.1 if given else 1.0) if backbone_lr is None else backbone_lr
         if backbone_lr < 0 or freeze_epochs < -1:
-            raise UsageError(
-                f"backbone_lr is {backbone_lr}, freeze_epochs {freeze_epochs}; at least 0 and -1 are allowed"
-            )
+            raise UsageError(f"backbone_lr {backbone_lr}, freeze_epochs {freeze_epochs}; at least 0 and -1 are allowed")
         if freeze_epochs > 0 and schedule == "plateau":
             raise UsageError("schedule plateau would keep a learning rate of 0; choose another one with freeze_epochs")
         self.save_hyperparameters(ignore=["net", "weights"])
@@ -117,15 +113,9 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         look_up({f"val_{name}": metric for name, metric in self.val_metrics.by_name.items()}, monitor, "monitor")
         self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
         self.timer: Timer | None = None  # where time alone ends the training
-        self.heads = tuple(f"net.{name}." for name in head_names(self.net))
         self.decayed = [param.ndim > 1 for param in self.parameters()]  # kept, because FSDP makes all of them flat
-        self.in_body = [not name.startswith(self.heads) for name, _ in self.named_parameters()]
-        if freeze_epochs == -1:
-            for param, in_body in zip(self.parameters(), self.in_body, strict=True):
-                param.requires_grad_(not in_body)
-        self._optimizer_and_schedule(
-            may_fuse=False, is_frozen=bool
-        )  # a wrong option is refused now, not after the data has been read
+        self.body = FrozenBody(self, freeze_epochs)
+        self._optimizer_and_schedule(may_fuse=False, is_frozen=bool)  # a wrong option is refused now, not later
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a descriptor, which no method can match
@@ -173,7 +163,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits of images, or of their features (`data_modules.images.features`), float16 (B, D) or (B, V, D)."""
-        return self(images) if images.dtype == torch.uint8 else self.classify(images.to(self.mean.dtype))
+        return self(images) if images.dtype == torch.uint8 else classify(self, images.to(self.mean.dtype))
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's exact training loss and accuracy."""
@@ -223,27 +213,6 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     def on_train_start(self) -> None:
         """Learn how long the training is; asking earlier would lose the place of a restored loader (PL#20550)."""
         self.total_steps = self.trainer.estimated_stepping_batches
-        self.freeze_statistics()
-
-    def on_train_epoch_start(self) -> None:
-        """Freeze or release the statistics of BatchNorm."""
-        self.freeze_statistics()
-
-    def freeze_statistics(self) -> None:
-        """Keep BatchNorm of a frozen body from learning, too."""
-        if self.hparams["freeze_epochs"]:
-            for name, layer in self.named_modules():
-                if isinstance(layer, BATCH_NORMS) and not f"{name}.".startswith(self.heads):
-                    layer.train(not self.is_frozen(self.trainer.current_epoch))
-
-    def is_frozen(self, epoch: int) -> bool:
-        """Whether only the last layer learns in an epoch."""
-        return self.hparams["freeze_epochs"] == -1 or epoch < self.hparams["freeze_epochs"]
-
-    def starts_frozen(self) -> bool:
-        """Whether only the last layer learns in the next step."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready  # of this epoch
-        return self.is_frozen(self.trainer.current_epoch + (batches >= self.trainer.num_training_batches))
 
     def progress(self, steps: int) -> float:
         """Which part of the training is done after so many steps, 0 to 1."""
@@ -252,11 +221,17 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         elapsed, remaining = self.timer.time_elapsed(), self.timer.time_remaining() or 0.0
         return elapsed / max(elapsed + remaining, 1e-9)
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What the Trainer runs beside its own; asked for again where the same Trainer tests."""
+        return [] if self.body in self.trainer.callbacks else [self.body]  # type: ignore[attr-defined]
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over all parameters that are trained, and the schedule of its learning rate."""
         # With mixed precision Lightning clips no gradients of a fused optimizer, which would undo their scale too late.
         mixed = str(self.trainer.precision).endswith("mixed")
-        return self._optimizer_and_schedule(not (self.trainer.gradient_clip_val and mixed), self.starts_frozen)
+        return self._optimizer_and_schedule(
+            not (self.trainer.gradient_clip_val and mixed), partial(self.body.starts_frozen, self.trainer)
+        )
 
     def _optimizer_and_schedule(self, may_fuse: bool, is_frozen: Callable[[], bool]) -> OptimizerLRSchedulerConfig:
         hparams = self.hparams
@@ -266,7 +241,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
             hparams["lr"],
             hparams["weight_decay"],
             self.decayed,
-            self.in_body if hparams["backbone_lr"] != 1 or hparams["freeze_epochs"] else None,
+            self.body.in_body if hparams["backbone_lr"] != 1 or hparams["freeze_epochs"] else None,
             hparams["backbone_lr"],
             may_fuse=may_fuse,
             **(hparams["optimizer_args"] or {}),

@@ -4,22 +4,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_modules.images.fit import FITS, fit_to
+from data_modules.images.fit import FITS, enlarge, fit_to
 from lit_nn.errors import UsageError, look_up
-from lit_nn.nets import build_net, head_names
-
-
-def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a data set's images (B, C, H, W) to a network's size: a small lack becomes a black frame."""
-    height, width = images.shape[-2:]
-    missing_h, missing_w = size[0] - height, size[1] - width
-    if 0 <= missing_h <= height // 4 and 0 <= missing_w <= width // 4:  # 28x28 to 32x32 for instance
-        top, left = missing_h // 2, missing_w // 2
-        return F.pad(images, (left, missing_w - left, top, missing_h - top))
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+from lit_nn.nets import build_net
 
 
 class ImageClassifier(nn.Module):
@@ -73,6 +62,7 @@ class ImageClassifier(nn.Module):
         temperature: float = 1.0,
         threshold: float = 0.0,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         channels, height, width = image_shape
         self.class_names, self.image_shape = list(class_names), (channels, height, width)
@@ -90,20 +80,8 @@ class ImageClassifier(nn.Module):
         # A reloaded network gets its weights from the checkpoint: pretrained ones are not to be fetched again.
         net_args = getattr(self.net, "rebuild_args", net_args)
         mean, std = (getattr(self.net, name, None) or own for name, own in (("mean", mean), ("std", std)))
-        self.arguments: dict[str, Any] = {
-            "class_names": self.class_names,
-            "image_shape": self.image_shape,
-            "mean": list(mean),
-            "std": list(std),
-            "levels": levels,
-            "fit": fit,
-            "net": self.net_name,
-            "net_args": net_args,
-            "channels_last": channels_last,
-            "flip_in_eval": flip_in_eval,
-            "temperature": temperature,
-            "threshold": threshold,
-        }
+        known = {"class_names": self.class_names, "mean": list(mean), "std": list(std), "net_args": net_args}
+        self.arguments: dict[str, Any] = {**arguments, **known, "image_shape": self.image_shape, "net": self.net_name}
         self.channels_last, self.fit = channels_last, fit
         # Dimensions along which an image is mirrored, of each view outside of training.
         self.views: list[list[int]] = [[], [3], [2], [2, 3]][: 4 if flip_in_eval == "both" else 1 + bool(flip_in_eval)]
@@ -140,27 +118,6 @@ class ImageClassifier(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities of the classes from logits, (B, num_classes) each."""
         return (logits / self.temperature).softmax(1)
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the last layer is given for each view of images, uint8 (B, C, H, W): float (B, V, D).
-
-        Raises:
-            UsageError: If the network does not end in one linear layer onto the classes.
-        """
-        seen: list[Tensor] = []
-        (head, *others), x = head_names(self.net), self.normalised(images)
-        with self.net.get_submodule(head).register_forward_pre_hook(lambda _, given: seen.append(given[0])):
-            logits = [self.net(x.flip(view)) for view in self.views]
-        features = torch.stack(seen, 1)
-        expected = torch.stack(logits, 1).mean(1).float()  # (B, num_classes)
-        if others or features.ndim != 3 or not torch.allclose(self.classify(features).float(), expected, 1e-2, 1e-2):
-            raise UsageError(f"net {self.net_name} does more after its body than one linear layer; keep no features")
-        return features
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Logits of features, (B, D) of one view or (B, V, D) of several."""
-        logits = self.net.get_submodule(head_names(self.net)[0])(features)
-        return logits.mean(1) if features.ndim == 3 else logits
 
     def normalised(self, images: Tensor) -> Tensor:
         """What the network is given for images: of its size, normalised, float (B, C, H, W)."""

@@ -4,6 +4,7 @@ import io
 import itertools
 import warnings
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -16,10 +17,11 @@ from conftest import ROOT, Patch
 from data_modules import DATA_SETS, DataError, OptionError, data_class
 from data_modules.augment import Draws
 from data_modules.base import SPLITS, Arrays, ImageDataModule, Split
-from data_modules.batches import BatchLoader, seeded_generator, stratified_split
+from data_modules.batches import BatchLoader, seeded_generator
 from data_modules.fashion_mnist import FashionMNIST
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from data_modules.files import atomic_path
+from data_modules.sampling import balanced_draws, stratified_split
 from data_modules.sheets import drawable, font_for, sample_sheet
 
 SAMPLE = ROOT / "data_modules" / "fashion_mnist_sample.npz"
@@ -92,11 +94,15 @@ def test_training_drops_an_incomplete_last_batch_unless_it_is_the_only_one(count
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_balanced_sampling_draws_every_class_equally_often(world_size: int) -> None:
     labels = torch.tensor([0] * 2700 + [1] * 270 + [3] * 30)
-    images, indices = torch.zeros(3000, 1, 1, 1, dtype=torch.uint8), torch.arange(3000)
+    images, indices, draw = (
+        torch.zeros(3000, 1, 1, 1, dtype=torch.uint8),
+        torch.arange(3000),
+        partial(balanced_draws, labels),
+    )
     drawn = []
     for rank in range(world_size):
         ranks = {"rank": rank, "world_size": world_size}
-        batches = BatchLoader(images, labels, indices, 10, shuffle=True, balanced=True, **ranks)  # type: ignore[arg-type]
+        batches = BatchLoader(images, labels, indices, 10, shuffle=True, draw=draw, **ranks)  # type: ignore[arg-type]
         drawn.append(batches.order())
         assert drawn[-1].equal(batches.order())
     counts = labels[torch.cat(drawn)].bincount()

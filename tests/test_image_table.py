@@ -16,7 +16,6 @@ from resume_runs import differences, finished, stopped_and_continued
 
 from data_modules import DataError, DataNote, FashionMNISTSample, OptionError
 from data_modules.base import SPLITS, Split
-from data_modules.batches import BatchLoader
 from data_modules.image_folder import ImageFolder
 from data_modules.image_table import ImageTable
 from lit_nn.trained.predict import open_model
@@ -168,9 +167,8 @@ def test_weights_say_how_often_an_image_is_drawn(cells: Cells) -> None:
     weights = torch.tensor([0.0, 1, 2, 5] * 10)[rows]
     assert counts.sum() == 200 * len(rows)
     assert counts[rows] / counts.sum() == pytest.approx(weights / weights.sum(), abs=0.01)
-    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     with pytest.raises(OptionError, match="all training images have the weight 0"):
-        BatchLoader(images, torch.zeros(4), torch.arange(2), 1, shuffle=True, weights=torch.tensor([0.0, 0, 1, 1]))
+        ImageTable(write(with_column(cells, "weight", ["0"] * 40)), sampling="weighted").train_dataloader()
 
 
 # --- what is wrong with a table ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from data_modules.images.fit import FITS, fit_to
 from lit_nn import LitClassifier
 from lit_nn.checkpoint import load_classifier, load_weights
 from lit_nn.errors import UsageError
+from lit_nn.finetune import classify
 from lit_nn.nets import build_net, head_names
 
 train = script("train")
@@ -105,7 +106,7 @@ def test_other_files_are_refused(
         ("--net timm/resnet18 --weights a1_in2k", "unknown weights of resnet18 'a1_in2k'. Did you mean a1_in1k"),
         ("--net torchvision/resnet18 --weights IMAGENET1K_V3", "Did you mean IMAGENET1K_V1"),
         ("--net lenet --weights default", "net lenet has no published ones; give none, or a file"),
-        ("--backbone_lr -1", "backbone_lr is -1.0"),
+        ("--backbone_lr -1", "backbone_lr -1.0"),
         ("--freeze_epochs -2", "freeze_epochs -2; at least 0 and -1 are allowed"),
         ("--freeze_epochs 1 --schedule plateau", "schedule plateau would keep a learning rate of 0"),
         ("--cache_features", "it needs --freeze_epochs -1"),
@@ -212,7 +213,7 @@ def test_kept_features_give_what_the_whole_network_gives(views: str, photos: Pat
     model = load_classifier(run / "checkpoints" / "best.ckpt")
     (images,) = (torch.from_numpy(np.load(path)) for path in (tmp_path / "cache").glob("photos-*.npy"))
     with torch.no_grad():
-        whole, head = model(images), model.classify(kept.float())
+        whole, head = model(images), classify(model, kept.float())
     assert (whole - head).abs().max() <= 1e-3 * whole.abs().max()
 
     finished([*words, "--lr", "0.1"], tmp_path / "again")  # nothing is computed twice

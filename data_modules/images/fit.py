@@ -49,3 +49,13 @@ def fit_to(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         below, right = to_height - inner[0], to_width - inner[1]
         images = F.pad(images, (right // 2, right - right // 2, below // 2, below - below // 2))
     return images
+
+
+def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a data set's images (B, C, H, W) to a network's size: a small lack becomes a black frame."""
+    height, width = images.shape[-2:]
+    missing_h, missing_w = size[0] - height, size[1] - width
+    if 0 <= missing_h <= height // 4 and 0 <= missing_w <= width // 4:  # 28x28 to 32x32 for instance
+        top, left = missing_h // 2, missing_w // 2
+        return F.pad(images, (left, missing_w - left, top, missing_h - top))
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)

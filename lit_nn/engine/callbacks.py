@@ -29,6 +29,7 @@ from lit_nn.checkpoint import copy_checkpoint
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import distributed
 from lit_nn.errors import Ended
+from lit_nn.finetune import features as features_of
 
 # Asked to end, Ctrl-C, SLURM's warning.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
@@ -215,12 +216,12 @@ class KeepFeatures(Callback):
         model, device = pl_module.eval(), trainer.strategy.root_device
         network = hashlib.sha256(repr((model.arguments, trainer.precision)).encode())
         for name, tensor in model.state_dict().items():
-            if not name.startswith(model.heads):
+            if not name.startswith(model.body.heads):
                 network.update(tensor.cpu().contiguous().numpy())
 
         def features(images: Tensor) -> Tensor:
             with trainer.precision_plugin.forward_context():
-                return model.features(images.to(device))
+                return features_of(model, images.to(device))
 
         keep_features(model.data, features, network.digest(), 8 if device.type == "cpu" else 256)  # see docs/photos.md
         model.train()

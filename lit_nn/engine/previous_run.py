@@ -61,7 +61,7 @@ class PreviousRun:
         more = [name for name in remembers if args_now.get(name) and not args_before.get(name)]
         # FSDP numbers the parameters of an optimizer in the order of the layers, the others in that of its groups.
         trained = [number for number, parameter in enumerate(classifier.parameters()) if parameter.requires_grad]
-        apart = [in_body and now["backbone_lr"] != 1 for in_body in classifier.in_body]
+        apart = [in_body and now["backbone_lr"] != 1 for in_body in classifier.body.in_body]
         in_groups = sorted(trained, key=lambda number: (not apart[number], not classifier.decayed[number]))
         saved = [n for group in self.checkpoint["optimizer_states"][0]["param_groups"] for n in group["params"]]
         other_net = misfit or before.get("net") != now["net"]
