@@ -27,7 +27,9 @@ def main(words: list[str]) -> None:
     what = f"Fetch and verify --data {' or '.join(DATA_SETS)}, and show what it holds; here the options of {known.data}"
     parser = jsonargparse.ArgumentParser(description=what, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--sheet", type=str, default=f"{known.data}.png", help="file for the sheet of samples")
-    parser.add_argument("--shards", type=str | None, help="write these for --data image_stream: a folder, s3://bucket/path")
+    parser.add_argument(
+        "--shards", type=str | None, help="write these for --data image_stream: a folder, s3://bucket/path"
+    )
     parser.add_argument("--shards_as", type=Literal["encoded", "decoded"], default="encoded", help="files, or pixels")
     parser.add_argument("--shard_mb", type=float, default=64.0, help="megabytes of a shard, about")
     parser.add_class_arguments(kind := data_class(known.data))

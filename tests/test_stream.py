@@ -1,23 +1,25 @@
 """Shards: what they hold, in which order they come, how a run goes on inside an epoch, and what S3 does to it."""
 
 import json
-import re
+import os
+import shutil
+import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import Command, Patch, Refused, Said, script
+from conftest import Patch, Refused, Said, script
 from PIL import Image
 from resume_runs import assert_resumes_exactly, stopped_and_continued
+from s3_server import Proxy, s3_server
 
 from data_modules.base import SPLITS, Split
-from data_modules.errors import DataError
 from data_modules.image_folder import ImageFolder
 from data_modules.image_stream import ImageStream
+from data_modules.images import store
 from data_modules.images.shards import StreamLoader
 from data_modules.images.store import Store
 
@@ -104,7 +106,10 @@ def test_every_image_comes_once(world: int, workers: int, shards: Path) -> None:
     data = ImageStream(str(shards), window=3)
     for part in SPLITS:
         found = [ids(loader(data, part, rank, world, workers)) for rank in range(world)]
-        count, everything = Counter(sum(found, [])), Counter(image.numpy().tobytes() for image in data.split(part)[0][:])
+        count, everything = (
+            Counter(sum(found, [])),
+            Counter(image.numpy().tobytes() for image in data.split(part)[0][:]),
+        )
         assert count.keys() <= everything.keys()
         assert set(count.values()) == {1}
         if part == "train":  # what makes no batch for all processes is left out, other images in each epoch
@@ -215,7 +220,94 @@ def test_a_damaged_shard_is_said(workers: str, images: Path, tmp_path: Path, ref
     content = bytearray(shard.read_bytes())
     content[5000] ^= 1
     shard.write_bytes(content)
-    line = ["--data", "image_stream", "--data_dir", str(out), "--run_dir", str(tmp_path / "run"), "--accelerator", "cpu"]
+    line = [
+        "--data",
+        "image_stream",
+        "--data_dir",
+        str(out),
+        "--run_dir",
+        str(tmp_path / "run"),
+        "--accelerator",
+        "cpu",
+    ]
     assert "chunk-0-1.bin is damaged: not what" in refused(train, [*line, "--data.workers", workers], 1)
     shard.unlink()
     assert "has no train/chunk-0-1.bin" in refused(train, [*line[:5], str(tmp_path / "two"), "--data.workers", "0"], 1)
+
+
+# --- S3 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def storage(monkeypatch: Patch) -> Iterator[Proxy]:
+    """Storage with an empty bucket "mine", which the usual variables name."""
+    pytest.importorskip("moto.server")
+    with s3_server() as proxy:
+        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("ENDPOINT_URL", proxy.url)):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        store._client.cache_clear()
+        store._client(os.getpid()).create_bucket(Bucket="mine")
+        yield proxy
+        store._client.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_storage_that_fails_changes_nothing(
+    storage: Proxy, images: Path, cache: Path, tmp_path: Path, refused: Refused
+) -> None:
+    import resource
+
+    words = [
+        "--net",
+        "mlp",
+        "--max_epochs",
+        "2",
+        "--accelerator",
+        "cpu",
+        "--batch_size",
+        "16",
+        "--data",
+        "image_stream",
+    ]
+    words += ["--data.window", "4", "--data.workers", "1", "--trainer.logger", "false"]
+    here, place = str(tmp_path / "here"), "s3://mine/photos"
+    written(images, here, "--shard_mb", "0.005")  # five images
+    assert train([*words, "--data_dir", here, "--run_dir", str(tmp_path / "one")]) == 0
+    storage.failing = 0.05
+    written(images, place, "--shard_mb", "0.005")
+    storage.outage_at = storage.requests + 30  # in the middle of the first epoch
+    words += ["--data_dir", place, "--data.cache_gb", "0.0001"]
+    assert train([*words, "--run_dir", str(tmp_path / "two")]) == 0
+    assert storage.requests > 150
+    assert storage.failed > 10
+    assert sum(path.stat().st_size for path in cache.rglob("*.bin")) <= 100_000  # of 300,000 in the storage
+    print("S3:", storage.requests, "requests,", storage.failed, "failed")
+    runs = [(tmp_path / name / "metrics.csv").read_text() for name in ("one", "two")]
+    assert runs[0] == runs[1]
+
+    storage.failing = 0.0
+    line = [*words, "--run_dir", str(tmp_path / "three")]
+    with_place = [*line[: line.index(place)], "{}", *line[line.index(place) + 1 :]]
+
+    def said(place: str) -> str:
+        return refused(train, [word.format(place) if word == "{}" else word for word in with_place], 1)
+
+    assert "NoSuchBucket" in said("s3://other/photos")
+    assert "s3://mine/other holds no complete shards" in said("s3://mine/other")
+    client = store._client(os.getpid())
+    name = "photos/train/chunk-0-3.bin"
+    whole = client.get_object(Bucket="mine", Key=name)["Body"].read()
+    client.put_object(Bucket="mine", Key=name, Body=whole[:2000] + bytes(9) + whole[2009:])
+    shutil.rmtree(cache)
+    assert "s3://mine/photos/train/chunk-0-3.bin is damaged" in said(place)
+    client.put_object(Bucket="mine", Key=name, Body=whole)
+    shutil.rmtree(cache)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # bytes of a file
+    try:
+        assert "cache of shards cannot be written" in said(place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    urllib.request.urlopen(urllib.request.Request(f"{storage.url}/moto-api/reset-auth", b"0", method="POST")).read()
+    assert "InvalidAccessKeyId" in said(place)

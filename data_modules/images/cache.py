@@ -74,7 +74,9 @@ def cached_images(
     key = hashlib.sha256(repr((VERSION, listing)).encode()).hexdigest()
     folder = cache_folder()
     index = folder / f"{name}.index.npz"
-    images = folder / f"{name}-{key[:8]}.npy" if keep_images else None  # a new name every time: Windows cannot replace a file that is mapped
+    images = (
+        folder / f"{name}-{key[:8]}.npy" if keep_images else None
+    )  # a new name every time: Windows cannot replace a file that is mapped
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):

@@ -48,7 +48,11 @@ def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dic
     except ImportError as error:
         raise DataError(f"--shards needs litdata: {INSTALL}") from error
     data.keeps_images = False
-    store, (channels, height, width), parts = Store(out), data.image_shape, {split: data.split(split) for split in SPLITS}
+    store, (channels, height, width), parts = (
+        Store(out),
+        data.image_shape,
+        {split: data.split(split) for split in SPLITS},
+    )
     paths = [Path(data.data_dir, file) for file in data.files]
     sizes = [path.stat().st_size for path in paths[:: max(1, len(paths) // SAMPLED)] if path.is_file()]
     mean_bytes = channels * height * width if kind == "decoded" else sum(sizes) / len(sizes)
