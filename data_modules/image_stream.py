@@ -61,6 +61,10 @@ class ImageStream(ImageDataModule):
             raise DataError(f"{lacks} python scripts/prepare_data.py --data image_folder --shards OUT") from error
         if self._index["format"] > FORMAT:
             raise DataError(f"{self.data_dir} was written by a newer version of this project")
+        sizes = [size for part in self._index["parts"].values() for size, _ in part["shards"]]
+        least = min(sum(sizes), 2 * window * max(sizes)) / 1e9  # this window and the next one, of each process
+        enough = cache_gb >= least or not self._store.is_remote
+        require("cache_gb", cache_gb, enough, f"at least {least:.3g} for a window of {window} shards")
         require("fit", self.fit, self.fit in ("crop", self._index["fit"]), f"{self._index['fit']}, as in the shards")
         self.fit, self.levels, self._sum = self._index["fit"], self._index["levels"], zlib.crc32(content)
         self.cache_dir = Path(os.path.expanduser(cache_dir)) if cache_dir else cache_folder()  # noqa: PTH111

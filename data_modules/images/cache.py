@@ -64,7 +64,7 @@ def cached_images(
     """Decode images, or find them decoded by an earlier run; of several processes one works and the others wait.
 
     Paths of files are relative to the root. With ``keep_failures`` a later run may reuse a cache in which images are
-    missing. Without ``keep_images`` only what is known of them is kept. Raises DataError if the cache cannot be written.
+    missing. Without ``keep_images`` only what is found out about them is. Raises DataError if it cannot be written.
     """
     # One cache for a folder, settings and who listed it, replaced when a file changes, so that old ones do not pile up.
     options = os.fsencode(f"{root.resolve()}\n{tuple(settings)}\n{listed_by}{'' if keep_images else ' as shards'}")
@@ -74,9 +74,8 @@ def cached_images(
     key = hashlib.sha256(repr((VERSION, listing)).encode()).hexdigest()
     folder = cache_folder()
     index = folder / f"{name}.index.npz"
-    images = (
-        folder / f"{name}-{key[:8]}.npy" if keep_images else None
-    )  # a new name every time: Windows cannot replace a file that is mapped
+    # A new name every time: Windows cannot replace a file that is mapped.
+    images = folder / f"{name}-{key[:8]}.npy" if keep_images else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):

@@ -61,8 +61,10 @@ def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dic
     for name in ("class_names", "image_shape", "mean", "std", "levels", "fit"):
         index[name] = getattr(data, name)
     key = hashlib.sha256(repr((store.place, index, data.files)).encode(errors="surrogateescape"))
-    for split, marks in data.parts().items():
-        key.update(split.encode() + marks.numpy().tobytes() + parts.get(split, parts["test"])[1].numpy().tobytes())
+    for _, labels, rows in parts.values():
+        key.update(labels[rows].numpy().tobytes() + rows.numpy().tobytes())
+    for _, marks in sorted(data.parts().items()):  # with the fingerprints of all files
+        key.update(marks.numpy().tobytes())
     index["key"] = key.hexdigest()
 
     folder = cache_folder()

@@ -93,7 +93,7 @@ class Shards:
         """An image as it lies in its shard."""
         shard, inside = divmod(row, self.per_shard)
         content = self._map(shard)
-        begin, end = struct.unpack_from("<II", content, 4 + 4 * inside)
+        begin, end = struct.unpack_from("<II", content.data, 4 + 4 * inside)
         return content[begin + 8 : end - 8]  # after the sizes of image and label, before the label
 
     def _decode(self, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -101,7 +101,7 @@ class Shards:
         if self._decoded:
             return content.reshape(channels, height, width)
         try:
-            return prepare_file(io.BytesIO(content), (height, width), channels, self._levels, self._fit)
+            return prepare_file(io.BytesIO(content.tobytes()), (height, width), channels, self._levels, self._fit)
         except ImageError as error:
             raise DataError(f"an image of {self.store.place}/{self.part} cannot be read: {error}") from error
 
@@ -132,9 +132,10 @@ class Shards:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.cache / f"{shard % LOCKS}.lock"):
                     if not path.exists():
-                        self._make_room(self.sums[shard][0])
                         with atomic_path(path) as temporary:
-                            temporary.write_bytes(self.store.read(name))
+                            self._make_room(temporary, self.sums[shard][0])
+                            with temporary.open("rb+") as file:
+                                file.write(self.store.read(name))
                             self._check(shard, temporary)
                     os.utime(path)
             elif not path.exists():
@@ -148,7 +149,8 @@ class Shards:
             ) from error
         return path
 
-    def _make_room(self, needed: int) -> None:
+    def _make_room(self, new: Path, needed: int) -> None:
+        """Reserve the place of a new file, for which those go that were not used for longest."""
         with FileLock(self.cache / "room.lock"):
             found = []
             for path in self.cache.glob("*/*.bin"):
@@ -157,10 +159,12 @@ class Shards:
                     found.append((status.st_mtime, status.st_size, path))
             excess = sum(size for _, size, _ in found) + needed - self.cache_bytes
             for _, size, path in sorted(found):
-                if excess > 0 and not path.stem.endswith(".part"):
+                if excess > 0:
                     with suppress(OSError):  # somebody is using it, on Windows
                         path.unlink()
                     excess -= size
+            with new.open("wb") as file:
+                file.truncate(needed)
 
 
 class _Reader:
@@ -196,7 +200,7 @@ class StreamLoader(BatchLoader):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.window, workers = 1, 0
+        self.window = 1
         self._jobs: list[tuple[Tensor, list[int]]] = []
 
     def open(self, window: int, workers: int) -> "StreamLoader":
