@@ -33,6 +33,7 @@ class ImageStream(ImageDataModule):
         options: Those of every data set; parts, ``fit`` and size were decided when the shards were written.
     """
 
+    class_names = image_shape = mean = std = None  # type: ignore[assignment]  # they come from the shards
     default_augment = "flip,translate"
     samplings: ClassVar = ("shuffled",)
     loader_class = StreamLoader
@@ -66,30 +67,12 @@ class ImageStream(ImageDataModule):
         enough = cache_gb >= least or not self._store.is_remote
         require("cache_gb", cache_gb, enough, f"at least {least:.3g} for a window of {window} shards")
         require("fit", self.fit, self.fit in ("crop", self._index["fit"]), f"{self._index['fit']}, as in the shards")
-        self.fit, self.levels, self._sum = self._index["fit"], self._index["levels"], zlib.crc32(content)
+        for name in ("class_names", "image_shape", "mean", "std", "levels", "fit"):
+            value = self._index[name]
+            setattr(self, name, tuple(value) if name == "image_shape" else value)
+        self._sum = zlib.crc32(content)
         self.cache_dir = Path(os.path.expanduser(cache_dir)) if cache_dir else cache_folder()  # noqa: PTH111
         self.cache_dir /= f"stream-{self._sum:08x}"
-
-    @property
-    def class_names(self) -> list[str]:  # type: ignore[override]
-        """Names of the classes."""
-        return self._index["class_names"]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """Channels, height and width of every image."""
-        channels, height, width = self._index["image_shape"]
-        return channels, height, width
-
-    @property
-    def mean(self) -> list[float]:  # type: ignore[override]
-        """Mean of each channel over the training part."""
-        return self._index["mean"]
-
-    @property
-    def std(self) -> list[float]:  # type: ignore[override]
-        """Standard deviation of each channel over the training part."""
-        return self._index["std"]
 
     def parts(self) -> dict[str, Tensor]:
         """What a run must remember: which shards it has seen, so that it is never tested on others' parts."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -290,11 +291,10 @@ def test_storage_that_fails_changes_nothing(
     assert runs[0] == runs[1]
 
     storage.failing = 0.0
-    line = [*words, "--run_dir", str(tmp_path / "three")]
-    with_place = [*line[: line.index(place)], "{}", *line[line.index(place) + 1 :]]
 
     def said(place: str) -> str:
-        return refused(train, [word.format(place) if word == "{}" else word for word in with_place], 1)
+        folder = tempfile.mkdtemp(dir=tmp_path)
+        return refused(train, [*words, "--data_dir", place, "--run_dir", folder], 1)
 
     assert "NoSuchBucket" in said("s3://other/photos")
     assert "s3://mine/other holds no complete shards" in said("s3://mine/other")

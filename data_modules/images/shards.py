@@ -182,13 +182,6 @@ class _Reader:
         except DataError as error:  # raised in a worker, it would come with a traceback
             return error
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"images": self.images, "_pool": {}}
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
 
 class StreamLoader(BatchLoader):
     """Cuts batches from `Shards`, whose images are read and decoded by workers.
@@ -201,7 +194,7 @@ class StreamLoader(BatchLoader):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.window = 1
-        self._jobs: list[tuple[Tensor, list[int]]] = []
+        self._jobs: Any = []  # what the workers are asked, in order: rows, and the shards that will be needed soon
 
     def open(self, window: int, workers: int) -> "StreamLoader":
         """Choose how many shards are shuffled together, and how many processes decode."""
@@ -209,10 +202,7 @@ class StreamLoader(BatchLoader):
         options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         options["generator"] = torch.Generator()  # else each epoch would draw from the one that dropout draws from
         reader: Any = _Reader(self.images)  # type: ignore[arg-type]
-        jobs: Any = self._jobs
-        self._batches = DataLoader(
-            reader, None, sampler=jobs, collate_fn=_as_it_is, pin_memory=self.pin_memory, **options
-        )
+        self._batches = DataLoader(reader, None, sampler=self._jobs, pin_memory=self.pin_memory, **options)
         return self
 
     @property
