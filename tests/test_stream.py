@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import urllib.request
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Patch, Refused, Said, script
+from conftest import ROOT, Patch, Refused, Said, script
 from PIL import Image
 from resume_runs import assert_resumes_exactly, stopped_and_continued
 from s3_server import Proxy, s3_server
+from snippets import commands
 
 from data_modules.base import SPLITS, Split
 from data_modules.image_folder import ImageFolder
@@ -170,9 +172,26 @@ def test_what_is_done_with_a_data_set_is_done_with_a_stream(shards: Path, tmp_pa
     assert evaluate([best, "--output", str(tmp_path / "report")]) == 0
     result, report = tmp_path / "run" / "result.json", tmp_path / "report" / "metrics.json"
     assert json.loads(report.read_text())["accuracy"] == pytest.approx(json.loads(result.read_text())["test_acc"])
+
+
+@pytest.mark.slow
+def test_features_are_kept_and_few_batches_learnt_by_heart(shards: Path, tmp_path: Path) -> None:
+    words = ["--data", "image_stream", "--data_dir", str(shards), "--max_epochs", "1", "--accelerator", "cpu"]
+    words += ["--net", "mlp", "--data.workers", "0", "--run_dir", str(tmp_path / "run")]
+    assert train(words) == 0
+    best = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
     frozen = ["--weights", best, "--freeze_epochs", "-1", "--cache_features", "true", "--augment", "none"]
     assert train([*words[:-1], str(tmp_path / "kept"), *frozen]) == 0
     assert train([*words[:-1], str(tmp_path / "overfit"), "--trainer.overfit_batches", "2"]) == 0
+
+
+def test_the_commands_of_the_page(project: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(project)
+    for line in commands(ROOT / "docs" / "stream.md"):
+        name, *words = shlex.split(line)[1:]
+        if line.startswith("python scripts/") and "s3://" not in line:
+            few = ["--fast_dev_run", "--batch_size", "8", "--accelerator", "cpu"] if "train" in name else []
+            assert script(Path(name).stem)([*words, *few]) == 0
 
 
 def test_a_writer_that_was_killed_goes_on(images: Path, tmp_path: Path, monkeypatch: Patch, refused: Refused) -> None:
