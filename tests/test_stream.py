@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import tempfile
 import urllib.request
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Patch, Refused, Said, script
+from conftest import ROOT, Patch, Refused, Said, Start, ended, script, wait_until
 from PIL import Image
 from resume_runs import assert_resumes_exactly, stopped_and_continued
 from s3_server import Proxy, s3_server
@@ -152,6 +153,19 @@ def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(shards: Path, tmp
     words = ["--data", "image_stream", "--data_dir", str(shards), "--data.window", "3", "--data.workers", "1"]
     words += ["--net", "cifar_cnn", "--trainer.limit_train_batches", "8", "--batch_size", "16"]
     assert_resumes_exactly(words, tmp_path, [3, 10])
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_signal_to_all_processes_saves(shards: Path, tmp_path: Path, start: Start) -> None:
+    """As Ctrl-C in a terminal and SLURM's warning are, which reach the workers too."""
+    words = ["--data", "image_stream", "--data_dir", str(shards), "--data.workers", "2", "--accelerator", "cpu"]
+    words += ["--save_every_steps", "1", "--batch_size", "1", "--net", "lenet", "--run_dir", str(tmp_path / "run")]
+    process = start("train", *words)
+    wait_until((tmp_path / "run" / "checkpoints" / "last.ckpt").exists, process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert "SIGINT: saving after this step" in ended(process, 128 + signal.SIGINT)
+    assert train(["--resume", str(tmp_path / "run"), "--max_epochs", "1"]) == 0
 
 
 def test_another_window_begins_the_epoch_again(shards: Path, tmp_path: Path, capfd: Said) -> None:

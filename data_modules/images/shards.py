@@ -8,6 +8,7 @@ every image, and does not go on exactly inside an epoch (litData#775).
 
 import io
 import os
+import signal
 import struct
 import zlib
 from collections.abc import Iterator
@@ -183,6 +184,12 @@ class _Reader:
             return error
 
 
+def _ignore_signals(worker: int) -> None:
+    """Leave them to the main process, which saves: terminals and clusters send them to the workers too."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name, signal.SIGINT), signal.SIG_IGN)
+
+
 class StreamLoader(BatchLoader):
     """Cuts batches from `Shards`, whose images are read and decoded by workers.
 
@@ -199,10 +206,11 @@ class StreamLoader(BatchLoader):
     def open(self, window: int, workers: int) -> "StreamLoader":
         """Choose how many shards are shuffled together, and how many processes decode."""
         self.window = window
-        options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        options: dict[str, Any] = {"num_workers": workers, "pin_memory": self.pin_memory}
+        options["persistent_workers"] = workers > 0
         options["generator"] = torch.Generator()  # else each epoch would draw from the one that dropout draws from
         reader: Any = _Reader(self.images)  # type: ignore[arg-type]
-        self._batches = DataLoader(reader, None, sampler=self._jobs, pin_memory=self.pin_memory, **options)
+        self._batches = DataLoader(reader, None, sampler=self._jobs, worker_init_fn=_ignore_signals, **options)
         return self
 
     @property

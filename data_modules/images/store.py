@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from data_modules.base import say
 from data_modules.errors import DataError
 from data_modules.files import atomic_path
 
@@ -59,7 +60,7 @@ class Store:
 
     def _ask(self, name: str, request: Callable[[Any], Any]) -> Any:
         """Do a request, again and again while what is wrong may pass."""
-        client, deadline = _client(os.getpid()), time.monotonic() + PATIENCE
+        client, deadline, waiting = _client(os.getpid()), time.monotonic() + PATIENCE, False
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
         while True:
@@ -72,6 +73,9 @@ class Store:
                     raise FileNotFoundError(name) from error
             except BotoCoreError as error:
                 passes, reason = isinstance(error, HTTPClientError | IncompleteReadError), str(error)
+            if passes and not waiting:
+                waiting = True
+                say(f"{self.place} fails ({reason}); it is asked again for {PATIENCE} s")
             if not passes or time.monotonic() > deadline:
                 tried = f", also after {PATIENCE} s" if passes else ""
                 hint = "look at the bucket's name, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
