@@ -290,6 +290,7 @@ def storage(monkeypatch: Patch) -> Iterator[Proxy]:
 
 @pytest.mark.slow
 @pytest.mark.posix
+@pytest.mark.timeout(900)
 def test_storage_that_fails_changes_nothing(
     storage: Proxy, images: Path, cache: Path, tmp_path: Path, refused: Refused
 ) -> None:

@@ -6,6 +6,7 @@ into memory instead, because that reader drops a shard as soon as another one is
 every image, and does not go on exactly inside an epoch (litData#775).
 """
 
+import atexit
 import io
 import os
 import signal
@@ -14,7 +15,9 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -184,10 +187,16 @@ class _Reader:
             return error
 
 
-def _ignore_signals(worker: int) -> None:
+def _leave_signals(over: Any, worker: int) -> None:
     """Leave them to the main process, which saves: terminals and clusters send them to the workers too."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         signal.signal(getattr(signal, name, signal.SIGINT), signal.SIG_IGN)
+
+    def end() -> None:  # by SIGTERM, as multiprocessing would have it, the worker no longer does
+        over.wait()
+        os._exit(0)
+
+    Thread(target=end, daemon=True).start()
 
 
 class StreamLoader(BatchLoader):
@@ -209,8 +218,11 @@ class StreamLoader(BatchLoader):
         options: dict[str, Any] = {"num_workers": workers, "pin_memory": self.pin_memory}
         options["persistent_workers"] = workers > 0
         options["generator"] = torch.Generator()  # else each epoch would draw from the one that dropout draws from
+        if workers:
+            atexit.register((over := torch.multiprocessing.get_context().Event()).set)
+            options["worker_init_fn"] = partial(_leave_signals, over)
         reader: Any = _Reader(self.images)  # type: ignore[arg-type]
-        self._batches = DataLoader(reader, None, sampler=self._jobs, worker_init_fn=_ignore_signals, **options)
+        self._batches = DataLoader(reader, None, sampler=self._jobs, **options)
         return self
 
     @property
