@@ -193,7 +193,7 @@ def _leave_signals(over: Any, worker: int) -> None:
         signal.signal(getattr(signal, name, signal.SIGINT), signal.SIG_IGN)
 
     def end() -> None:  # by SIGTERM, as multiprocessing would have it, the worker no longer does
-        over.wait()
+        over.acquire()
         os._exit(0)
 
     Thread(target=end, daemon=True).start()
@@ -219,7 +219,8 @@ class StreamLoader(BatchLoader):
         options["persistent_workers"] = workers > 0
         options["generator"] = torch.Generator()  # else each epoch would draw from the one that dropout draws from
         if workers:
-            atexit.register((over := torch.multiprocessing.get_context().Event()).set)
+            over = torch.multiprocessing.get_context().Semaphore(0)
+            atexit.register(lambda: [over.release() for _ in range(workers)])
             options["worker_init_fn"] = partial(_leave_signals, over)
         reader: Any = _Reader(self.images)  # type: ignore[arg-type]
         self._batches = DataLoader(reader, None, sampler=self._jobs, **options)
