@@ -321,7 +321,6 @@ def test_storage_that_fails_changes_nothing(
     assert storage.requests > 150
     assert storage.failed > 10
     assert sum(path.stat().st_size for path in cache.rglob("*.bin")) <= 100_000  # of 300,000 in the storage
-    print("S3:", storage.requests, "requests,", storage.failed, "failed")
     runs = [(tmp_path / name / "metrics.csv").read_text() for name in ("one", "two")]
     assert runs[0] == runs[1]
 
