@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
         unknown = [unknown_option(name, names, "prepare_data") for name in given if name not in names]
         raise UsageError(unknown[0] if unknown else " ".join(str(error).split())) from error
     check_data_dir(known.data, [options["data_dir"]] if "data_dir" in given else [])
-    sheet, (out, *how) = Path(options.pop("sheet")), (options.pop(f"shard{name}") for name in ("s", "s_as", "_mb"))
+    sheet, (out, *how) = Path(options.pop("sheet")), map(options.pop, ("shards", "shards_as", "shard_mb"))
     check_figure("--sheet", sheet)
     data = kind(**options)
     with warnings.catch_warnings():

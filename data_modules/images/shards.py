@@ -220,7 +220,8 @@ class StreamLoader(BatchLoader):
         options["generator"] = torch.Generator()  # else each epoch would draw from the one that dropout draws from
         if workers:
             over = torch.multiprocessing.get_context().Semaphore(0)
-            atexit.register(lambda: [over.release() for _ in range(workers)])
+            for _ in range(workers):
+                atexit.register(over.release)
             options["worker_init_fn"] = partial(_leave_signals, over)
         reader: Any = _Reader(self.images)  # type: ignore[arg-type]
         self._batches = DataLoader(reader, None, sampler=self._jobs, **options)
