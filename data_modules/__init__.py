@@ -21,6 +21,7 @@ DATA_SETS: dict[str, str] = {
     "fashion_mnist": "FashionMNIST",
     "fashion_mnist_sample": "FashionMNISTSample",
     "image_folder": "ImageFolder",
+    "image_stream": "ImageStream",
     "image_table": "ImageTable",
 }
 """Class of each data set, by the name that ``--data`` takes, which is the name of its file."""

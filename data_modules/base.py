@@ -63,6 +63,7 @@ class ImageDataModule(L.LightningDataModule):
     std: ClassVar[list[float]]  # standard deviation of each channel, likewise
     default_augment: ClassVar[str] = "none"  # what augment="default" means for this data set
     samplings: ClassVar[tuple[str, ...]] = ("shuffled", "balanced")  # values of ``sampling`` that it can have
+    loader_class: ClassVar[type[BatchLoader]] = BatchLoader
     reads_data_dir: ClassVar[bool] = True  # whether it looks into data_dir at all
     multi_label: bool = False  # whether an image may have several labels, or none
     weights: Tensor | None = None  # how often each image of the training arrays is drawn when weighted, float64 (N,)
@@ -237,7 +238,8 @@ class ImageDataModule(L.LightningDataModule):
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
         batch_size = self.batch_size if training else 4 * self.batch_size  # no gradients to keep: larger batches fit
         pin_memory = on_gpu and not images.is_cuda
-        return BatchLoader(images, labels, indices, batch_size, seed=self.seed, pin_memory=pin_memory, **options)
+        kind = BatchLoader if name in self.features else self.loader_class
+        return kind(images, labels, indices, batch_size, seed=self.seed, pin_memory=pin_memory, **options)
 
     def train_dataloader(self) -> BatchLoader:
         """Training batches, in a new order every epoch."""

@@ -67,6 +67,11 @@ class BatchLoader:
         """Where the Trainer looks for ``set_epoch``."""
         return self
 
+    @property
+    def order_depends_on(self) -> list[int]:
+        """What an epoch that goes on needs the same beside its batches' size, the seed and its number."""
+        return []
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; the Trainer calls this before every epoch."""
         if epoch != self.epoch:

@@ -1,13 +1,16 @@
-"""Fetch and verify a data set, print what it holds, and draw a sheet of samples; --help lists the options."""
+"""Fetch and verify a data set, print what it holds, and draw a sheet of samples, or write it as shards; see --help."""
 
 import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 
 from data_modules import DATA_SETS, DataNote, data_class
+from data_modules.images.dataset import ImageFiles
+from data_modules.images.shard_writer import write_shards
 from data_modules.sheets import print_report, sample_rows, sample_sheet
 from lit_nn.engine.console import check_figure, command, unknown_option
 from lit_nn.engine.option_checks import check_data_dir
@@ -23,6 +26,11 @@ def main(words: list[str]) -> None:
     what = f"Fetch and verify --data {' or '.join(DATA_SETS)}, and show what it holds; here the options of {known.data}"
     parser = jsonargparse.ArgumentParser(description=what, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--sheet", type=str, default=f"{known.data}.png", help="file for the sheet of samples")
+    parser.add_argument(
+        "--shards", type=str | None, help="write these for --data image_stream: a folder, s3://bucket/path"
+    )
+    parser.add_argument("--shards_as", type=Literal["encoded", "decoded"], default="encoded", help="files, or pixels")
+    parser.add_argument("--shard_mb", type=float, default=64.0, help="megabytes of a shard, about")
     parser.add_class_arguments(kind := data_class(known.data))
     names = [*parser.get_defaults().keys(), "help"]
     given = [word[2:].partition("=")[0] for word in rest if word.startswith("--")]
@@ -32,12 +40,19 @@ def main(words: list[str]) -> None:
         unknown = [unknown_option(name, names) for name in given if name not in names]
         raise UsageError(unknown[0] if unknown else " ".join(str(error).split())) from error
     check_data_dir(known.data, options.get("data_dir", "data"))
-    sheet = Path(options.pop("sheet"))
+    sheet, (out, *how) = Path(options.pop("sheet")), map(options.pop, ("shards", "shards_as", "shard_mb"))
     check_figure("--sheet", sheet)
     data = kind(**options)
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataNote)
         warnings.showwarning = lambda message, *_: print(f"note: {message}")
+        if out:
+            if not isinstance(data, ImageFiles):
+                raise UsageError(f"--shards is for image_folder and image_table; {known.data} needs none")
+            index = write_shards(data, out, *how)
+            parts = ", ".join(f"{part['images']:,} {split}" for split, part in index["parts"].items())
+            print(f"{parts} images, {index['images_per_shard']:,} in a shard: --data image_stream --data_dir {out}")
+            return
         data.prepare_data()
         images, labels, indices = data.split("train")
         data.split("test")

@@ -1,13 +1,14 @@
 """Image files decoded once, in parallel, into one memory-mapped array that later runs and other processes reuse."""
 
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Settings(NamedTuple):
 class ImageCache(NamedTuple):
     """Decoded images, in the order of their listing."""
 
-    images: Tensor  # uint8 (N, C, H, W), memory-mapped; black where an image could not be read
+    images: Tensor  # uint8 (N, C, H, W), memory-mapped; black where an image could not be read, or if none are kept
     moments: NDArray[np.float32]  # mean and mean square of each image's channels, as numbers from 0 to 1: (N, 2, C)
     digests: NDArray[np.int64]  # fingerprints of each image's file and of its pixels here, (N, 2)
     failures: dict[int, str]  # why an image could not be read, by its row
@@ -57,21 +58,24 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir(), "lit-nn-cache")
 
 
-def cached_images(root: Path, files: list[str], settings: Settings, keep_failures: bool, listed_by: str) -> ImageCache:
+def cached_images(
+    root: Path, files: list[str], settings: Settings, keep_failures: bool, listed_by: str, keep_images: bool = True
+) -> ImageCache:
     """Decode images, or find them decoded by an earlier run; of several processes one works and the others wait.
 
     Paths of files are relative to the root. With ``keep_failures`` a later run may reuse a cache in which images are
-    missing. Raises DataError if the cache cannot be written.
+    missing. Without ``keep_images`` only what is found out about them is. Raises DataError if it cannot be written.
     """
     # One cache for a folder, settings and who listed it, replaced when a file changes, so that old ones do not pile up.
-    options = os.fsencode(f"{root.resolve()}\n{tuple(settings)}\n{listed_by}")
+    options = os.fsencode(f"{root.resolve()}\n{tuple(settings)}\n{listed_by}{'' if keep_images else ' as shards'}")
     name = root.resolve().name.encode("ascii", "ignore").decode()[:100]  # not every system can write other letters
     name = f"{name}-{hashlib.sha256(options).hexdigest()[:16]}"
     listing = [(file, _state(os.path.join(root, file))) for file in files]  # noqa: PTH118 (Path objects take longer)
     key = hashlib.sha256(repr((VERSION, listing)).encode()).hexdigest()
     folder = cache_folder()
     index = folder / f"{name}.index.npz"
-    images = folder / f"{name}-{key[:8]}.npy"  # a new name every time: Windows cannot replace a file that is mapped
+    # A new name every time: Windows cannot replace a file that is mapped.
+    images = folder / f"{name}-{key[:8]}.npy" if keep_images else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
@@ -104,39 +108,45 @@ def _state(path: str) -> tuple[int, int, int] | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read(index_path: Path, images_path: Path, key: str) -> ImageCache | None:
+def _read(index_path: Path, images_path: Path | None, key: str) -> ImageCache | None:
     """The cache if it is there, complete and of this key."""
     try:
         with np.load(index_path, allow_pickle=False) as index:
             if str(index["key"]) != key:
                 return None
             failures = {int(row): reason for row, reason in json.loads(str(index["failures"])).items()}
-            images, levels = open_tensor(images_path), int(index["levels"]) or None
+            levels = int(index["levels"]) or None
+            if images_path:
+                images = open_tensor(images_path)
+            else:
+                images = torch.zeros((), dtype=torch.uint8).expand(index["shape"].tolist())
             return ImageCache(images, index["moments"], index["digests"], failures, levels)
     except (OSError, ValueError, KeyError, DataError):
         return None
 
 
-def _build(paths: list[Path], settings: Settings, key: str, index_path: Path, images_path: Path) -> None:
+def _build(paths: list[Path], settings: Settings, key: str, index_path: Path, images_path: Path | None) -> None:
     channels, height, width, levels, fit = settings
     if channels is None or height is None or width is None:
         suggested, side = _suggestion(paths)
         channels, height, width = channels or suggested, height or side, width or side
-    shape, folder = (len(paths), channels, height, width), images_path.parent
+    shape, folder = (len(paths), channels, height, width), index_path.parent
     needed, free = math.prod(shape), shutil.disk_usage(folder).free
-    if needed > free:  # writing to a full disk through a memory map would crash the process
+    if needed > free and images_path:  # writing to a full disk through a memory map would crash the process
         raise DataError(
             f"{len(paths):,} images of {width} x {height} pixels need {needed / 1e9:.1f} GB in {folder}, where "
             f"{free / 1e9:.1f} GB are free; choose a smaller --data.image_size, or name another folder in the "
             "environment variable LIT_NN_CACHE"
         )
-    with atomic_path(images_path) as temporary:
-        index = _decode(paths, shape, levels, FITS[fit], temporary)
+    with atomic_path(images_path) if images_path else nullcontext() as target:
+        index = _decode(paths, shape, levels, FITS[fit], target)
     with atomic_path(index_path) as temporary:
-        np.savez(temporary, key=key, **index)
+        np.savez(temporary, key=key, shape=shape, **index)
 
 
-def prepare_file(path: Path, size: tuple[int, int], channels: int, levels: int | None, fit: str) -> NDArray[np.uint8]:
+def prepare_file(
+    path: Path | io.BytesIO, size: tuple[int, int], channels: int, levels: int | None, fit: str
+) -> NDArray[np.uint8]:
     """Decode an image and bring it to a size (H, W): uint8 (C, H, W); raises what `decode.read_file` raises."""
     pixels = decode.read_file(path, channels, levels, size)
     if pixels.shape[1:] == size:
@@ -145,14 +155,14 @@ def prepare_file(path: Path, size: tuple[int, int], channels: int, levels: int |
 
 
 def _decode(
-    paths: list[Path], shape: tuple[int, int, int, int], levels: int | None, fit: str, images_path: Path
+    paths: list[Path], shape: tuple[int, int, int, int], levels: int | None, fit: str, images_path: Path | None
 ) -> dict[str, Any]:
     """Decode all images into a file, which nothing holds open afterwards; returns what else a cache keeps of them."""
     count, channels, *size = shape
     moments, digests = np.zeros((count, 2, channels), np.float32), np.zeros((count, 2), np.int64)
     failures: dict[int, str] = {}
     deep: dict[int, int] = {}  # levels that gray images of more than 8 bits need, by row
-    images = np.lib.format.open_memmap(images_path, "w+", np.uint8, shape)
+    images = np.lib.format.open_memmap(images_path, "w+", np.uint8, shape) if images_path else None
 
     def decode_block(rows: list[int]) -> int:
         block = np.zeros((len(rows), *shape[1:]), np.uint8)
@@ -167,7 +177,8 @@ def _decode(
             digests[row, 1] = decode.digest(block[place].tobytes())
         pixels = block.reshape(*block.shape[:2], -1).astype(np.float32) / 255  # (n, C, S * S)
         moments[rows, 0], moments[rows, 1] = pixels.mean(2), (pixels * pixels).mean(2)
-        images[rows] = block
+        if images is not None:
+            images[rows] = block
         return len(rows)
 
     # Threads, because Pillow lets others run while it decodes, and they need no start-up of their own.
@@ -181,7 +192,8 @@ def _decode(
                 bar.update(done)
             if rows := sorted(deep) if levels is None else []:  # now their one scale is known
                 levels, bar.total = max(deep.values()), count + len(rows)
-    images.flush()
+    if images is not None:
+        images.flush()
     return {"failures": json.dumps(failures), "moments": moments, "digests": digests, "levels": levels if deep else 0}
 
 

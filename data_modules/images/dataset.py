@@ -58,6 +58,7 @@ class ImageFiles(ImageDataModule):
     """
 
     default_augment = "flip,translate"
+    keeps_images = True  # whether the decoded images are kept; without, `files` has the only ones
 
     def __init__(
         self,
@@ -193,14 +194,14 @@ class ImageFiles(ImageDataModule):
         files, root, skip = self._listing.files, Path(self.data_dir), self.on_error == "skip"
         known, fit = self._known_settings(), FITS.index(self.fit)
         asked = Settings(self.channels, self.height, self.width, None, fit)
-        images = cached_images(root, files, asked, skip, self._listed_by)
+        images = cached_images(root, files, asked, skip, self._listed_by, self.keeps_images)
         channels, height, width = images.images.shape[1:]
         given = Settings(channels, height, width, images.levels, fit)
         open_yet = [name for name in ("channels", "height", "width", "levels") if getattr(asked, name) is None]
         needed = asked._replace(**{name: getattr(known, name) for name in open_yet})
         if any(None not in pair and len(set(pair)) > 1 for pair in zip(given, needed, strict=True)):
             # What suits the images has changed since the run began.
-            images = cached_images(root, files, needed, skip, self._listed_by)
+            images = cached_images(root, files, needed, skip, self._listed_by, self.keeps_images)
         if images.failures:
             lines = [f"{printable(files[row])}: {reason}" for row, reason in sorted(images.failures.items())]
             report = self._list(f"{len(lines)} of {len(files)} images in {root} cannot be read:", lines, "unreadable")

@@ -5,6 +5,7 @@ Finding files works on strings, because it runs for every image at every start, 
 # ruff: noqa: PTH110, PTH113, PTH114, PTH118, PTH122, PTH123
 
 import hashlib
+import io
 import math
 import os
 import re
@@ -126,7 +127,7 @@ def side_and_gray(path: Path) -> tuple[int, bool]:
 
 
 def read_file(
-    path: Path, channels: int, levels: int | None = 65535, least: tuple[int, int] | None = None
+    path: Path | io.BytesIO, channels: int, levels: int | None = 65535, least: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
     """Decode an image, turn it upright, convert it.
 
@@ -134,7 +135,7 @@ def read_file(
     drawings with a transparent ground are dark as a rule, and would vanish on black.
 
     Args:
-        path: An image file.
+        path: An image file, or what it holds.
         channels: 1 for gray, 3 for red, green and blue.
         levels: Which level is white in gray images of more than 8 bits; None if that is still to be found out.
         least: Height and width that will do: a JPEG of over twice that is decoded at a half, a quarter or an eighth of
@@ -168,10 +169,10 @@ def read_image(image: Image.Image, channels: int, levels: int | None = 65535) ->
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path | io.BytesIO) -> Iterator[Image.Image]:
     """Open an image; whatever goes wrong with it inside the "with" is an `ImageError`."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
+        if isinstance(path, Path) and os.path.exists(path) and not os.path.isfile(path):
             raise ImageError("not a file but a folder or a pipe")  # which would be waited for
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image)
@@ -179,7 +180,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
+        empty = (path.stat().st_size if isinstance(path, Path) else len(path.getvalue())) == 0
         raise ImageError("the file is empty" if empty else f"not an image in {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise all kinds of things at broken or hostile files
         reason = getattr(error, "strerror", None) or str(error)  # without the path, which the caller prints

@@ -54,7 +54,8 @@ class RunState(Callback):
             own, states = states[0], [None] * trainer.world_size
             torch.distributed.all_gather_object(states, own)
         checkpoint["processes"] = states
-        batch = images_per_batch(trainer, pl_module)
+        batch, loader = images_per_batch(trainer, pl_module), trainer.train_dataloader
+        checkpoint["order_depends_on"] = getattr(loader, "order_depends_on", [])
         checkpoint |= {"images_per_batch": batch, "images_per_step": batch * trainer.accumulate_grad_batches}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -76,7 +77,10 @@ class RunState(Callback):
             loop.epoch_progress.current.ready += 1  # Lightning has counted it back, and will not count it again
         batch, before = images_per_batch(trainer, pl_module), checkpoint["processes"]
         ratio = checkpoint["images_per_step"] / (batch * trainer.accumulate_grad_batches)
-        same_batches = ratio == 1 and checkpoint.get("images_per_batch", batch) == batch
+        loader = trainer.train_dataloader
+        assert loader is not None
+        same_order = checkpoint.get("order_depends_on", []) == getattr(loader, "order_depends_on", [])
+        same_batches = ratio == 1 and checkpoint.get("images_per_batch", batch) == batch and same_order
         same_processes = len(before) == trainer.world_size
         if not same_processes and trainer.is_global_zero:
             print(f"It had {len(before)} processes, now {trainer.world_size}: not the same numbers to the last bit.")
@@ -88,8 +92,6 @@ class RunState(Callback):
             if loop.restarted_mid_epoch and trainer.is_global_zero:
                 print("The batches are not those of before: the epoch starts again from its first image.")
             loop.epoch_loop.restarting = False  # or it would take the epoch that begins for one that was finished
-            loader = trainer.train_dataloader
-            assert loader is not None
             loader.load_state_dict({"epoch": trainer.current_epoch, "batches_done": 0})
         if same_processes:
             restore_random_state(before[trainer.global_rank]["random"])

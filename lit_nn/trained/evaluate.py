@@ -67,11 +67,24 @@ def data_of(
     return data
 
 
+class Rows:
+    """Images of some rows of a data set, which are read when they are asked for, as uint8 arrays."""
+
+    def __init__(self, images: torch.Tensor, rows: torch.Tensor) -> None:
+        self.images, self.rows, self.shape = images, rows, (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: Any) -> NDArray[np.uint8]:
+        return self.images[self.rows[which]].cpu().numpy()
+
+
 class Answers(NamedTuple):
     """A model's answers on labelled images, of which there is at least one."""
 
     class_names: list[str]
-    images: NDArray[np.uint8]  # (N, C, H, W)
+    images: NDArray[np.uint8] | Rows  # (N, C, H, W)
     labels: NDArray[Any]  # the right classes, int64 (N,); or which ones there are, 0 or 1, float32 (N, num_classes)
     logits: NDArray[np.float32]  # (N, num_classes)
     probabilities: NDArray[np.float32]  # (N, num_classes)
@@ -134,7 +147,7 @@ class Answers(NamedTuple):
 def answer_test_images(model: Model, data: ImageDataModule, explain: bool = False) -> Answers:
     """Run a model on the test images of a data set that is prepared; ``explain`` adds heat maps of mistakes."""
     tensors, labels, rows = data.split("test")
-    images = tensors[rows].cpu().numpy()
+    images: Any = Rows(tensors, rows)
     right, calibration = labels[rows].cpu().numpy(), (model.temperature, model.threshold)
     files = [printable(data.files[row]) for row in rows.tolist()] if data.files else []
     answers = Answers(model.class_names, images, right, *model.run(images), *calibration, files=files, overlays={})

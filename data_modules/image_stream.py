@@ -1,0 +1,103 @@
+"""More images than a disk holds: shards of them in a folder or in S3-compatible storage, read while one trains."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from data_modules.base import Arrays, ImageDataModule, Split
+from data_modules.batches import BatchLoader
+from data_modules.errors import DataError, require
+from data_modules.files import atomic_path, open_tensor
+from data_modules.images.cache import cache_folder
+from data_modules.images.shards import Shards, StreamLoader
+from data_modules.images.store import Store
+
+FORMAT = 1  # of what `images.shard_writer` writes
+
+
+class ImageStream(ImageDataModule):
+    """Shards that ``prepare_data.py --shards`` has written, with the parts, classes and numbers in their index.
+
+    Args:
+        data_dir: Where they lie: a folder, or ``s3://bucket/path`` (keys and endpoint from the usual variables).
+        window: Shards whose images are shuffled together; the shards themselves are all shuffled.
+        workers: Processes that read and decode, for each training process; None for as many as there are cores for it.
+        cache_dir: Folder for what is downloaded; None for one in ``$LIT_NN_CACHE``.
+        cache_gb: Of which so much stays there, for all processes of a machine.
+        options: Those of every data set; parts, ``fit`` and size were decided when the shards were written.
+    """
+
+    class_names = image_shape = mean = std = None  # type: ignore[assignment]  # they come from the shards
+    default_augment = "flip,translate"
+    samplings: ClassVar = ("shuffled",)
+    loader_class = StreamLoader
+
+    def __init__(
+        self,
+        data_dir: str = "data",
+        window: int = 16,
+        workers: int | None = None,
+        cache_dir: str | None = None,
+        cache_gb: float = 50.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(data_dir, **options)
+        require("window", window, window >= 1, "at least 1")
+        require("workers", workers, workers is None or workers >= 0, "at least 0")
+        require("on_device", self.on_device, not self.on_device, "left out: a stream is not kept")
+        require("val_fraction", self.val_fraction, self.val_fraction == 0.1, "left out: the shards have their parts")
+        self.window, self.workers, self.cache_bytes = window, workers, cache_gb * 1e9
+        self._store = Store(self.data_dir)
+        try:
+            content = self._store.read("images.json")
+            self._index: dict[str, Any] = json.loads(content)
+        except (OSError, ValueError) as error:
+            lacks = f"{self.data_dir} holds no complete shards ({error}); write them with"
+            raise DataError(f"{lacks} python scripts/prepare_data.py --data image_folder --shards OUT") from error
+        if self._index["format"] > FORMAT:
+            raise DataError(f"{self.data_dir} was written by a newer version of this project")
+        sizes = [size for part in self._index["parts"].values() for size, _ in part["shards"]]
+        least = min(sum(sizes), 2 * window * max(sizes)) / 1e9  # this window and the next one, of each process
+        enough = cache_gb >= least or not self._store.is_remote
+        require("cache_gb", cache_gb, enough, f"at least {least:.3g} for a window of {window} shards")
+        require("fit", self.fit, self.fit in ("crop", self._index["fit"]), f"{self._index['fit']}, as in the shards")
+        for name in ("class_names", "image_shape", "mean", "std", "levels", "fit"):
+            value = self._index[name]
+            setattr(self, name, tuple(value) if name == "image_shape" else value)
+        self._sum = zlib.crc32(content)
+        self.cache_dir = Path(os.path.expanduser(cache_dir)) if cache_dir else cache_folder()  # noqa: PTH111
+        self.cache_dir /= f"stream-{self._sum:08x}"
+
+    def parts(self) -> dict[str, Tensor]:
+        """What a run must remember: which shards it has seen, so that it is never tested on others' parts."""
+        return super().parts() | {"shards": torch.tensor([self._sum])}
+
+    def load(self, split: Split) -> Arrays:
+        """Labels of a part, and its images, which are read when they are asked for."""
+        known = (self.known_parts or {}).get("shards")
+        if known is not None and known.item() != self._sum:
+            raise DataError(f"{self.data_dir} holds other shards than those of this run, and maybe other parts")
+        images: Any = Shards(self._store, split, self._index, self.cache_dir, self.cache_bytes)
+        name = f"{split}/labels.npy"
+        path = self.cache_dir / name if self._store.is_remote else self._store.path(name)
+        if self._store.is_remote:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    with atomic_path(path) as temporary:
+                        temporary.write_bytes(self._store.read(name))
+        return images, open_tensor(path)
+
+    def _loader(self, name: Split) -> BatchLoader:
+        """A loader, with its share of the cores."""
+        loader, workers = super()._loader(name), self.workers
+        if isinstance(loader, StreamLoader):
+            here = self.trainer.num_devices if self.trainer else 1
+            loader.open(self.window, max(1, (os.cpu_count() or 1) // here) if workers is None else workers)
+        return loader
