@@ -386,7 +386,7 @@ def test_every_file_has_the_thresholds_and_gives_the_same(trained: Path, folder:
     result = json.loads((trained.parent / "result.json").read_text())
     assert {"test_loss", "test_acc", "test_map", "test_f1", "test_micro_f1", "val_map"} <= result.keys()
     table = rows_of(trained.parent / "metrics.csv")
-    epoch = read_checkpoint(trained / "best.ckpt")["epoch"]
+    epoch = read_checkpoint(trained / "best.ckpt")["epoch"] - 1
     values = [float(row["val_map"]) for row in table]
     assert epoch == values.index(max(values))
     assert read_checkpoint(trained / "best.ckpt")["hyper_parameters"]["monitor"] == "val_map"

@@ -6,11 +6,11 @@ into memory instead, because that reader drops a shard as soon as another one is
 every image, and does not go on exactly inside an epoch (litData#775).
 """
 
-import atexit
 import io
 import os
 import signal
 import struct
+import weakref
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -221,7 +221,7 @@ class StreamLoader(BatchLoader):
         if workers:
             over = torch.multiprocessing.get_context().Semaphore(0)
             for _ in range(workers):
-                atexit.register(over.release)
+                weakref.finalize(self, over.release)  # once nobody can ask them, or at the end of the process
             options["worker_init_fn"] = partial(_leave_signals, over)
         reader: Any = _Reader(self.images)  # type: ignore[arg-type]
         self._batches = DataLoader(reader, None, sampler=self._jobs, **options)
