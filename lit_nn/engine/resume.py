@@ -45,7 +45,8 @@ class RunState(Callback):
         """Add all of it."""
         assert isinstance(pl_module, LitClassifier)
         checkpoint |= {"format": CHECKPOINT_FORMAT, "settings": self.settings, **self.origin}
-        checkpoint["metrics"] = {name: value.item() for name, value in trainer.callback_metrics.items()}  # so far
+        latest = trainer.callback_metrics.items()  # what is logged at intervals would tell where a run was stopped
+        checkpoint["metrics"] = {name: value.item() for name, value in latest if name.startswith("val_")}
         if (parts := pl_module.data.parts()) is not None:
             checkpoint["parts"] = parts
         pl_module.train_metrics.flush()
