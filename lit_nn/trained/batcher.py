@@ -8,6 +8,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
@@ -66,13 +67,15 @@ class Batcher:
         self.free, self.batches, self.images = limits.threads, 0, 0
         self.loop, self.pool = asyncio.get_running_loop(), ThreadPoolExecutor(limits.threads)
         self.timer: asyncio.TimerHandle | None = None
+        self.lock = Lock()  # of what both the loop and the threads change: waiting, free
 
     async def name(self, files: list[bytes], top_k: int, heat_map: bool = False) -> list[Found | Refusal]:
         """What image files show, each; raises `Refusal` if the queue is full."""
         if len(self.waiting) + len(files) > self.limits.max_queue:
             raise Refusal(429, f"{len(self.waiting)} images are waiting already; try again in a second.")
         items = [Item(file, top_k, heat_map, self.loop.create_future()) for file in files]
-        self.waiting += items
+        with self.lock:
+            self.waiting += items
         if len(self.waiting) >= self.limits.batch_size or not self.limits.batch_wait:
             self._start()
         elif not self.timer:
@@ -84,23 +87,39 @@ class Batcher:
                 item.found.cancel()
 
     def _start(self) -> None:
-        """Give what waits to the free threads, in equal parts."""
+        """Give what waits to the free threads."""
         if self.timer:
             self.timer.cancel()
             self.timer = None
-        while self.free and self.waiting:
-            count = min(self.limits.batch_size, math.ceil(len(self.waiting) / self.free))
-            batch = [item for item in (self.waiting.popleft() for _ in range(count)) if not item.found.done()]
-            if batch:
-                self.free, self.batches, self.images = self.free - 1, self.batches + 1, self.images + len(batch)
+        with self.lock:
+            while batch := self._next(self.free) if self.free else []:
+                self.free -= 1
                 self.pool.submit(self._work, batch)
 
+    def _next(self, threads: int) -> list[Item]:
+        """A batch for one of so many threads that have none, in equal parts; [] if nothing waits."""
+        while self.waiting:
+            count = min(self.limits.batch_size, math.ceil(len(self.waiting) / threads))
+            batch = [item for item in (self.waiting.popleft() for _ in range(count)) if not item.found.done()]
+            if batch:
+                self.batches, self.images = self.batches + 1, self.images + len(batch)
+                return batch
+        return []
+
     def _work(self, batch: list[Item]) -> None:
+        """Name one batch after the other: to ask the loop for each would leave a core idle while that is busy."""
+        while batch:
+            self.loop.call_soon_threadsafe(self._finish, batch, self._found(batch))
+            with self.lock:
+                batch = self._next(self.free + 1)
+                self.free += not batch
+
+    def _found(self, batch: list[Item]) -> list[Found | Refusal]:
         try:
             decoded = [self._pixels(item.file) for item in batch]
             pixels = [image for image in decoded if not isinstance(image, Refusal)]
             named = iter(self.model.name(pixels, max(item.top_k for item in batch)))
-            found: list[Found | Refusal] = [
+            return [
                 image
                 if isinstance(image, Refusal)
                 else (next(named), data_uri(self.model.overlay(image)) if item.heat_map else "")
@@ -108,8 +127,7 @@ class Batcher:
             ]
         except Exception:  # the runtime can run out of memory for instance
             logging.exception("a batch of %d images failed", len(batch))
-            found = [Refusal(500, "The model failed; the server's log says why.") for _ in batch]
-        self.loop.call_soon_threadsafe(self._finish, batch, found)
+            return [Refusal(500, "The model failed; the server's log says why.") for _ in batch]
 
     def _pixels(self, file: bytes) -> Pixels | Refusal:
         """An image file as the model takes it, prepared as predict.py does it."""
@@ -130,8 +148,6 @@ class Batcher:
             return Refusal(422, f"The image is damaged: {brief(error)}.")
 
     def _finish(self, batch: list[Item], found: list[Found | Refusal]) -> None:
-        self.free += 1
-        self._start()
         for item, result in zip(batch, found, strict=True):
             if not item.found.done():
                 item.found.set_result(result)
