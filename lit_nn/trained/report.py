@@ -27,7 +27,7 @@ def summary(found: dict[str, Any]) -> dict[str, str]:
         texts = {
             "mean average precision": f"{found['mean_average_precision']:.2%} {on}",
             **{f"{kind} F1": f"{found[kind]['f1']:.2%}" for kind in ("macro", "micro")},
-            "right answers": f"{found['accuracy']:.2%}, all of an image's right: {found['exact_match']:.2%}",
+            "right answers": f"{found['accuracy']:.2%} (all of an image's right: {found['exact_match']:.2%})",
         }
     else:
         low, high = found["accuracy_interval_95"]
