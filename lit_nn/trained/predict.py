@@ -110,11 +110,12 @@ class Model(NamedTuple):
 
         Where it may have several labels, they are all that reach their thresholds, whatever ``top_k`` is.
         """
-        order = np.argsort(-shares, kind="stable")  # (num_classes,)
-        is_said = (shares >= np.array(self.threshold))[order]  # an array, or it would be rounded
-        order = order[is_said] if self.multi_label else order[:top_k]
+        top_k, least = min(top_k, len(shares)), np.array(self.threshold)  # an array, or it would be rounded
+        # To sort all of many classes takes longer than all the rest.
+        order = np.flatnonzero(shares >= least) if self.multi_label else np.argpartition(-shares, top_k - 1)[:top_k]
+        order = order[np.lexsort((order, -shares[order]))]
         names = [self.class_names[label] for label in order]
-        return Prediction(names, shares[order].tolist(), self.multi_label or bool(is_said[0]))
+        return Prediction(names, shares[order].tolist(), self.multi_label or bool(shares[order[0]] >= least))
 
     def pixels(self, image: Any) -> Pixels:
         """One image of any kind, decoded as in training, (C, H, W) of its own size."""

@@ -262,9 +262,9 @@ class Server:
         if (heat_map := options["heat_map"] == "true") and self.no_heat_map:
             raise Refusal(422, self.no_heat_map)
         classes, several = self.model.class_names, self.model.multi_label
-        top_k, threshold = min(int(options["top_k"]), len(classes)), float(options.get("threshold", "nan"))
-        own = self.threshold if "threshold" not in options else threshold
-        least = dict(zip(classes, np.broadcast_to(own, len(classes)).tolist(), strict=True))
+        top_k = min(int(options["top_k"]), len(classes))
+        own: Any = float(options["threshold"]) if "threshold" in options else self.threshold
+        least = dict(zip(classes, np.broadcast_to(own, len(classes)).tolist(), strict=True)) if several else {}
         names, files = zip(*request.files(), strict=True)
         results = []
         for name, answer in zip(names, await self.batcher.name([*files], top_k, heat_map), strict=True):
@@ -272,10 +272,9 @@ class Server:
                 raise Refusal(answer.status, f"{name}: {answer}" if name else str(answer))
             found, overlay = answer
             pairs = list(zip(found.labels, found.probabilities, strict=True))
-            said = [pair for pair in pairs if pair[1] >= least[pair[0]]]
+            shown = [pair for pair in pairs if pair[1] >= least[pair[0]]] if several else pairs[:top_k]
             result: dict[str, Any] = {"file": name}
-            result |= {"labels": [label for label, _ in said]} if several else {"sure": pairs[0] in said}
-            shown = said if several else pairs[:top_k]
+            result |= {"labels": [label for label, _ in shown]} if several else {"sure": pairs[0][1] >= own}
             result |= {"unlike": round(found.unlike, 4), **({"heat_map": overlay} if heat_map else {})}
             predictions = [{"label": label, "probability": round(share, 6)} for label, share in shown]
             results.append({**result, "predictions": predictions})
