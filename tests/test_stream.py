@@ -348,3 +348,13 @@ def test_storage_that_fails_changes_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from now on it looks at the keys
     assert "InvalidAccessKeyId" in said(place)
+
+
+def test_several_labels_are_not_kept_in_shards(images: Path, tmp_path: Path, refused: Refused) -> None:
+    paths = sorted(path for path in images.rglob("*") if path.is_file())[:40]
+    rows = [f"{path.absolute()},{'a|b' if n % 3 else 'b'}" for n, path in enumerate(paths)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows]), encoding="utf-8")
+    words = ["--data", "image_table", "--data.table", str(tmp_path / "t.csv"), "--data.delimiter", "|"]
+    words = [word.replace("--data.", "--") for word in words]
+    assert "--shards keeps one label for each image" in refused(prepare, [*words, "--shards", str(tmp_path / "out")], 1)
+    assert not (tmp_path / "out").exists()

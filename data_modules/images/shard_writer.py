@@ -50,6 +50,8 @@ def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dic
     if importlib.util.find_spec("litdata") is None:
         raise DataError(f"--shards needs litdata: {INSTALL}")
     require("shard_mb", megabytes, 0 < megabytes < 4000, "more than 0, and less than 4000")  # offsets have 32 bits
+    if data.multi_label:
+        raise DataError("--shards keeps one label for each image, and here are several; train from the table itself")
     data.keeps_images = False
     store, rows, labels = Store(out), dict[Split, Tensor](), dict[Split, Tensor]()
     for split in SPLITS:
