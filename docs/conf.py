@@ -1,4 +1,4 @@
-"""The site: the Markdown pages of this folder, and a page for each module from its docstrings; see ``make docs``."""
+"""The site: the pages of this folder, and a page for each module from its docstrings; see ``make docs``."""
 
 import re
 import sys
@@ -16,14 +16,18 @@ release = __version__
 html_title = f"{project} {release}"
 html_theme = "furo"
 html_show_copyright = False  # LICENSE has it
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_use_index = html_domain_indices = False  # api/index and the search find everything
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 templates_path = ["_templates"]
+nb_execution_mode = "off"  # its output is in the file; a test runs it
 myst_heading_anchors = 3  # the same as on a git server
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
