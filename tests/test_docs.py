@@ -10,10 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
 import torch
 from conftest import ROOT, Command, Patch, Said, script
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from snippets import broken_links, commands, run_snippets, snippets
 
 from data_modules.fashion_mnist import DEBIAN_FOLDER, FashionMNIST
@@ -54,8 +58,8 @@ def test_recipe_runs(recipe: str, project: Path, monkeypatch: Patch) -> None:
 
 # --- the commands of the README and of the pages that show everyday commands ---
 
-EVERYDAY_PAGES = ("index", "configuration", "export", "how_it_works", "photos", "report", "tables")
-SHOWN = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in EVERYDAY_PAGES)]
+TRIED = ("index", "configuration", "export", "how_it_works", "photos", "recipes", "report", "tables", "wrong_labels")
+SHOWN = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in TRIED)]
 EVERYDAY = sorted({line for page in SHOWN for line in commands(page) if line.startswith("python scripts/")})
 SLOW = ("--format all", "--int8", "scripts/sweep.py")
 
@@ -91,6 +95,30 @@ def test_python_that_loads_a_model(project: Path, run: Path, monkeypatch: Patch,
     labels = re.findall("'(.+?)'", capsys.readouterr().out)
     assert len(labels) == 3
     assert {*labels} <= {*FashionMNIST.class_names}
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+def test_notebook_runs_twice_and_after_an_interrupt(tmp_path: Path) -> None:
+    notebook = nbformat.read(DOCS / "notebook.ipynb", 4)
+    shutil.copytree(DOCS / "images", tmp_path / "images")
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    figures = [figures_of(cell) for cell in notebook.cells]
+    assert sum(figures) == 3
+    pressed = "import os, signal, threading; threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()"
+    stop = nbformat.v4.new_code_cell(f'{pressed}\ntrain("lenet", epochs=10_000)')
+    with client.setup_kernel():
+        for _ in range(2):
+            for number, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, number)
+            assert [figures_of(cell) for cell in notebook.cells] == figures
+            with pytest.raises(CellExecutionError, match="SystemExit"):
+                client.execute_cell(stop, 0)
+
+
+def figures_of(cell: Any) -> int:
+    """How many figures a cell of a notebook shows."""
+    return sum("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
 
 
 # --- a network is one file and one line, a data set too ---------------------------------------------------------------
