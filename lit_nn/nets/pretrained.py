@@ -39,6 +39,8 @@ class PretrainedNet(nn.Module):
             downloads; or the name of a file: then only size, mean and std are set for it.
         mean: Mean of each channel that the network is to be normalised with, if it is not the data's.
         std: Standard deviation, likewise.
+        input_size: Side in pixels of the square that the network is given, if it is not the one of its weights:
+            a smaller one is faster. Networks that are made for one size refuse it.
 
     Attributes:
         image_size: (H, W) in pixels that forward expects.
@@ -61,6 +63,7 @@ class PretrainedNet(nn.Module):
         weights: str | None = "none",
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        input_size: int | None = None,
     ) -> None:
         super().__init__()
         look_up(dict.fromkeys(names_of(library)), name, f"{library} network")
@@ -68,7 +71,7 @@ class PretrainedNet(nn.Module):
             raise UsageError(f"net {library}/{name} takes images of 1 or 3 channels, not {in_channels}")
         build = _from_torchvision if library == "torchvision" else _from_timm
         self.net, self.head_names, made = build(name, num_classes, image_size, weights or "none")
-        self.image_size: tuple[int, int] = made["image_size"]
+        self.image_size: tuple[int, int] = (input_size, input_size) if input_size else made["image_size"]
         self.mean, self.std = mean or made.get("mean"), std or made.get("std")
         self.rebuild_args = {"image_size": list(self.image_size), "mean": self.mean, "std": self.std}
 
