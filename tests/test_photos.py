@@ -106,7 +106,7 @@ FAMILIES = [
 def test_the_size_of_the_weights_can_be_left(name: str) -> None:
     sizes = []
     for more in ({}, {"input_size": 64}):
-        net = build_net(name, 3, 2, (32, 32), {"weights": "a.pth", **more})
+        net: Any = build_net(name, 3, 2, (32, 32), {"weights": "a.pth", **more})
         sizes += [net.image_size, build_net(name, 3, 2, (32, 32), net.rebuild_args).image_size]  # as in a checkpoint
     assert sizes[0] == sizes[1] != (64, 64) == sizes[2] == sizes[3]
 
