@@ -1,4 +1,4 @@
-"""Find images whose labels are probably wrong; --help lists the options, docs/tables.md says what comes out.
+"""Find images whose labels are probably wrong; --help lists the options, docs/wrong_labels.md says what comes out.
 
 All images are cut into folds, and each fold is judged by a model that was trained on the others. Such a training is
 one of scripts/train.py, in RUN_DIR/fold-K. After a kill the same command goes on where it was.
