@@ -105,6 +105,7 @@ MISTAKES = {
     "--clip_grad None": ["gradient_clip_val", "None"],
     "--model.net_args.depth 3": ["depth", "lenet"],
     "--model.optimizer_args.betas [0.9]": ["optimizer adamw", "betas"],
+    "--lr -1": ["optimizer adamw cannot be built with {'lr': -1.0"],
     "--model.schedule_args.pct_start 1": ["one_cycle", "pct_start"],
     "--learning_rate 0.1": ["'learning_rate'. Did you mean lr?"],
     "--trainer.max_epoch 3": ["trainer.max_epoch", "trainer.max_epochs"],
