@@ -142,7 +142,8 @@ MISTAKES = {
     "data: {class_path: no_such.Data}": ["no_such"],
     "data: image_folder": ["data: {class_path: ImageFolder}"],
     "data: {class_path: FashionMNISTSample, init_args: {data_dir: x}}": ["reads no folder"],
-    "trainer: {callbacks: {class_path: no_such.Callback}}": ["no_such"],
+    "trainer: {callbacks: {class_path: no_such.Callback}}": ["'no_such.Callback': No module named 'no_such'"],
+    f"trainer: {{callbacks: [{{class_path: {THEIRS}.Timr}}]}}": ["Timr", "has no attribute 'Timr'"],
     f"trainer: {{callbacks: {{class_path: {THEIRS}.EarlyStopping, {MONITOR}}}}}": ["acc_of_val"],
     f"trainer: {{callbacks: {{class_path: {THEIRS}.ModelCheckpoint, {MONITOR}}}}}": ["acc_of_val"],
 }
