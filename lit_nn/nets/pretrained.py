@@ -111,7 +111,7 @@ def _timm() -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise UsageError("net timm/NAME needs timm: pip install timm") from error
+        raise UsageError("net timm/NAME needs timm: pip install 'lit-nn[timm]', or pip install timm") from error
     return timm
 
 
