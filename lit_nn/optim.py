@@ -101,7 +101,7 @@ def build_optimizer(
     try:
         return build([group for group in groups if group["params"]], lr=lr, **options)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise UsageError(f"optimizer {name} cannot be built with {options}: {error}") from error
+        raise UsageError(f"optimizer {name} cannot be built with {dict(lr=lr, **options)}: {error}") from error
 
 
 # A schedule maps the progress of the training, from 0 at its first step to 1 at its end, to a factor of the peak

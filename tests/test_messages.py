@@ -105,6 +105,7 @@ MISTAKES = {
     "--clip_grad None": ["gradient_clip_val", "None"],
     "--model.net_args.depth 3": ["depth", "lenet"],
     "--model.optimizer_args.betas [0.9]": ["optimizer adamw", "betas"],
+    "--lr -1": ["optimizer adamw cannot be built with {'lr': -1.0"],
     "--model.schedule_args.pct_start 1": ["one_cycle", "pct_start"],
     "--learning_rate 0.1": ["'learning_rate'. Did you mean lr?"],
     "--trainer.max_epoch 3": ["trainer.max_epoch", "trainer.max_epochs"],
@@ -141,7 +142,8 @@ MISTAKES = {
     "data: {class_path: no_such.Data}": ["no_such"],
     "data: image_folder": ["data: {class_path: ImageFolder}"],
     "data: {class_path: FashionMNISTSample, init_args: {data_dir: x}}": ["reads no folder"],
-    "trainer: {callbacks: {class_path: no_such.Callback}}": ["no_such"],
+    "trainer: {callbacks: {class_path: no_such.Callback}}": ["'no_such.Callback': No module named 'no_such'"],
+    f"trainer: {{callbacks: [{{class_path: {THEIRS}.Timr}}]}}": ["Timr", "has no attribute 'Timr'"],
     f"trainer: {{callbacks: {{class_path: {THEIRS}.EarlyStopping, {MONITOR}}}}}": ["acc_of_val"],
     f"trainer: {{callbacks: {{class_path: {THEIRS}.ModelCheckpoint, {MONITOR}}}}}": ["acc_of_val"],
 }

@@ -12,7 +12,7 @@ from data_modules.errors import DataError
 from data_modules.files import atomic_path
 
 PATIENCE = 300  # seconds for which storage that fails or does not answer is asked again
-INSTALL = "pip install 'lit-nn[stream]' (in a clone: pip install '.[stream]')"
+INSTALL = 'python -m pip install --editable ".[stream]"'
 
 
 class Store:

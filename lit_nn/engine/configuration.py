@@ -26,6 +26,8 @@ def explain(error: argparse.ArgumentError, parser: ArgumentParser) -> str:
         *keys, what = re.split(r'Parser key "([\w.]+)": ', text)
         types = re.search(r"Subtypes: \[(.*?)\] Errors|Expected an? (.*?)\. Got", what)
         value = re.search(r"(?:Given|Got) value: (.*?)(?= - Expected|$)", what)
+        if problem := re.search(r"Problem with given class_path ('.*?': .*?) - ", what):
+            return f"--{'.'.join(keys[1::2])}: {problem[1]}"
         if not types or not value:
             return text
         allowed = re.sub(r"typing\.Literal|<class '(.*?)'>", r"\1", types[1] or types[2]).replace("NoneType", "null")
