@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def cache(tmp_path: Path, monkeypatch: Patch) -> Path:
 
 def loader(data: ImageStream, part: Split = "train", rank: int = 0, world: int = 1, workers: int = 0) -> StreamLoader:
     options: dict[str, Any] = {"shuffle": part == "train", "seed": 3, "rank": rank, "world_size": world}
-    return StreamLoader(*data.split(part), 16, **options).open(data.window, workers)
+    made = StreamLoader(*data.split(part), 16, **options)
+    made.images.pool, made.window, made.ahead = ThreadPoolExecutor(max(1, workers)), data.window, 2 * workers
+    return made
 
 
 def named(pair: tuple[Any, int]) -> tuple[bytes, int]:
@@ -134,8 +137,8 @@ def test_order_is_that_of_seed_and_epoch_whatever_the_workers(shards: Path) -> N
         two.set_epoch(epoch)
         orders.append(ids(one))
         assert orders[-1] == ids(two)
-        shard_of = (one.order() // one.images.per_shard).tolist()  # type: ignore[attr-defined]
-        window = 3 * one.images.per_shard  # type: ignore[attr-defined]
+        shard_of = (one.order() // one.images.per_shard).tolist()
+        window = 3 * one.images.per_shard
         assert len(set(shard_of[:window])) <= 4  # the last shard may be short
         assert len(set(shard_of[:16])) > 1
     assert orders[0] != orders[1]
@@ -282,7 +285,7 @@ def storage(monkeypatch: Patch) -> Iterator[Proxy]:
         for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("ENDPOINT_URL", proxy.url)):
             monkeypatch.setenv(f"AWS_{name}", value)
         store._client.cache_clear()
-        store._client(os.getpid()).create_bucket(Bucket="mine")
+        store._client().create_bucket(Bucket="mine")
         yield proxy
         store._client.cache_clear()
 
@@ -332,7 +335,7 @@ def test_storage_that_fails_changes_nothing(
 
     assert "NoSuchBucket" in said("s3://other/photos")
     assert "s3://mine/other holds no complete shards" in said("s3://mine/other")
-    client = store._client(os.getpid())
+    client = store._client()
     name = "photos/train/chunk-0-3.bin"
     whole = client.get_object(Bucket="mine", Key=name)["Body"].read()
     client.put_object(Bucket="mine", Key=name, Body=whole[:2000] + bytes(9) + whole[2009:])
@@ -343,7 +346,7 @@ def test_storage_that_fails_changes_nothing(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # bytes of a file
     try:
-        assert "cache of shards cannot be written" in said(place)
+        assert "the cache cannot be written" in said(place)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from now on it looks at the keys

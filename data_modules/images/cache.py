@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -27,6 +29,7 @@ from data_modules.images.fit import FITS, fit_to
 VERSION = 4  # raise it whenever `prepare_file` gives other pixels: caches of other versions are made again
 BLOCK = 32  # images per task: few enough for the bar to move, enough for numpy to work on whole arrays
 SAMPLED = 1000  # of so many images at least, and fewer than twice as many, the headers decide on size and channels
+LOCKS = 64  # of a folder, so that files wait for one another only by chance
 LARGEST_DEFAULT_SIZE = 224  # pixels, what most published networks take
 
 
@@ -56,6 +59,25 @@ def cache_folder() -> Path:
         return Path(os.environ.get("LIT_NN_CACHE") or "~/.cache/lit-nn").expanduser()
     except RuntimeError:  # an unknown user without $HOME, as in some containers
         return Path(tempfile.gettempdir(), "lit-nn-cache")
+
+
+def kept(path: Path, make: Callable[[Path], object]) -> Path:
+    """A file that ``make`` writes if it is not there yet; of several processes or threads one does, the others wait.
+
+    Raises DataError if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / f"{zlib.crc32(path.name.encode()) % LOCKS}.lock"):
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    make(temporary)
+    except OSError as error:
+        raise DataError(
+            f"the cache cannot be written to {path.parent} ({error.strerror or error}); "
+            "name another folder in the environment variable LIT_NN_CACHE"
+        ) from error
+    return path
 
 
 def cached_images(
