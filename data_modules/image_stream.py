@@ -82,10 +82,9 @@ class ImageStream(ImageDataModule):
             raise DataError(f"{self.data_dir} holds other shards than those of this run, and maybe other parts")
         images: Any = Shards(self._store, split, self._index, self._cache, self.cache_bytes)
         name = f"{split}/labels.npy"
-        path = self._store.path(name)
-        if self._store.is_remote:
-            path = kept(self._cache / name, lambda temporary: temporary.write_bytes(self._store.read(name)))
-        return images, open_tensor(path)
+        if not self._store.is_remote:
+            return images, open_tensor(self._store.path(name))
+        return images, kept(self._cache / name, lambda path: path.write_bytes(self._store.read(name)), open_tensor)
 
     def _loader(self, name: Split) -> BatchLoader:
         """A loader, with its share of the cores."""

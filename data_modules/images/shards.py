@@ -13,9 +13,9 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,15 @@ class Shards:
         cache_bytes: How much of that stays there; what was not used for longest goes first.
     """
 
-    dtype, device, is_cuda = torch.uint8, torch.device("cpu"), False
+    dtype, is_cuda = torch.uint8, False
 
     def __init__(self, store: Store, part: str, index: dict[str, Any], cache: Path, cache_bytes: float) -> None:
         self.store, self.part, self.cache, self.cache_bytes = store, part, cache, cache_bytes
         self.shape = torch.Size((index["parts"][part]["images"], *index["image_shape"]))
         self.per_shard, self._sums = index["images_per_shard"], index["parts"][part]["shards"]
         self._decoded, self._levels, self._fit = index["kind"] == "decoded", index["levels"], index["fit"]
-        self.pool, self._downloads = ThreadPoolExecutor(os.cpu_count()), ThreadPoolExecutor(DOWNLOADS)
-        self.opened = lru_cache(OPEN)(self._begin_to_open)
+        self.pool, self.downloads = ThreadPoolExecutor(os.cpu_count()), ThreadPoolExecutor(DOWNLOADS)
+        self.opened = lru_cache(OPEN)(partial(self.downloads.submit, self._open))  # futures of shards
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -75,81 +75,66 @@ class Shards:
         list(reading)  # now they are there
         return images.view(*rows.shape, *self.shape[1:])
 
-    def index_select(self, dim: int, rows: Tensor) -> Tensor:
-        """Images of some rows."""
-        return self[rows]
-
-    def split(self, count: int) -> Iterator[Tensor]:
-        """All images, so many at a time."""
-        return (self[start : start + count] for start in range(0, len(self), count))
-
     def begin(self, rows: Tensor, pin_memory: bool = False) -> tuple[Tensor, Iterator[None]]:
         """Begin to read images of rows (B,): uint8 (B, C, H, W), there when the iterator is used up, or raises."""
         images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
         return images, self.pool.map(self._read, images.split(BLOCK), rows.split(BLOCK))
 
     def _read(self, images: Tensor, rows: Tensor) -> None:
+        channels, height, width = self.shape[1:]
         for image, row in zip(images.numpy(), rows.tolist(), strict=True):
             number, inside = divmod(row, self.per_shard)
             shard = self.opened(number).result()
             begin, end = struct.unpack_from("<II", shard, 4 + 4 * inside)
             content = shard[begin + 8 : end - 8]  # after the sizes of image and label, before the label
-            image[:] = np.frombuffer(content, np.uint8).reshape(image.shape) if self._decoded else self._decode(content)
-
-    def _decode(self, content: bytes) -> Any:
-        channels, height, width = self.shape[1:]
-        try:
-            return prepare_file(io.BytesIO(content), (height, width), channels, self._levels, self._fit)
-        except ImageError as error:
-            raise DataError(f"an image of {self.store.place}/{self.part} cannot be read: {error}") from error
-
-    def _begin_to_open(self, number: int) -> Future[mmap]:
-        return self._downloads.submit(self._open, number)
+            if self._decoded:
+                image[:] = np.frombuffer(content, np.uint8).reshape(image.shape)
+                continue
+            try:
+                image[:] = prepare_file(io.BytesIO(content), (height, width), channels, self._levels, self._fit)
+            except ImageError as error:
+                raise DataError(f"an image of {self.store.place}/{self.part} cannot be read: {error}") from error
 
     def _open(self, number: int) -> mmap:
-        """Map a shard, which is downloaded if it has to be, and checked; raises DataError."""
+        """Map a shard, which is downloaded if it has to be; raises DataError."""
         name = shard_name(self.part, number)
 
-        def content() -> bytes:
-            try:
-                found = self.store.read(name)
-            except FileNotFoundError as error:
-                raise DataError(f"{self.store.place} has no {name}; copy or write the shards again") from error
-            if [len(found), zlib.crc32(found)] != self._sums[number]:
+        def checked(path: Path) -> mmap:
+            with path.open("rb") as file:
+                shard = mmap(file.fileno(), 0, access=ACCESS_READ)
+            if [len(shard), zlib.crc32(shard)] != self._sums[number]:
                 damaged = f"{self.store.place}/{name} is damaged"
                 raise DataError(f"{damaged}: not what prepare_data.py wrote; copy or write the shards again")
-            return found
+            if self.store.is_remote:
+                os.utime(path)  # it is in use
+            return shard
 
         def download(path: Path) -> None:
-            self._make_room(path, self._sums[number][0])
-            path.write_bytes(content())
+            content = self.store.read(name)
+            with FileLock(self.cache / "room.lock"):
+                self._make_room(len(content))
+                path.write_bytes(content)
 
-        while True:
-            with suppress(FileNotFoundError):  # another process may have made room before it is mapped
-                if self.store.is_remote:
-                    os.utime(path := kept(self.cache / name, download))
-                else:
-                    path = self.store.path(name)
-                    content()
-                with path.open("rb") as file:
-                    return mmap(file.fileno(), 0, access=ACCESS_READ)
+        try:
+            if self.store.is_remote:
+                return kept(self.cache / name, download, checked)
+            return checked(self.store.path(name))
+        except FileNotFoundError as error:
+            raise DataError(f"{self.store.place} has no {name}; copy or write the shards again") from error
 
-    def _make_room(self, new: Path, needed: int) -> None:
-        """Reserve the place of a new file, for which those go that were not used for longest."""
-        with FileLock(self.cache / "room.lock"):
-            found = []
-            for path in self.cache.glob("*/*.bin"):
-                with suppress(FileNotFoundError):  # it has just got its name
-                    status = path.stat()
-                    found.append((status.st_mtime, status.st_size, path))
-            excess = sum(size for _, size, _ in found) + needed - self.cache_bytes
-            for _, size, path in sorted(found):
-                if excess > 0:
-                    with suppress(OSError):  # somebody is using it, on Windows
-                        path.unlink()
-                    excess -= size
-            with new.open("wb") as file:
-                file.truncate(needed)
+    def _make_room(self, needed: int) -> None:
+        """Remove what was not used for longest, until so many bytes may come."""
+        found = []
+        for path in self.cache.glob("*/*.bin"):
+            with suppress(FileNotFoundError):  # it has just got its name
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        excess = sum(size for _, size, _ in found) + needed - self.cache_bytes
+        for _, size, path in sorted(found):
+            if excess > 0:
+                with suppress(OSError):  # somebody is using it, on Windows
+                    path.unlink()
+                excess -= size
 
 
 class StreamLoader(BatchLoader):
@@ -176,12 +161,9 @@ class StreamLoader(BatchLoader):
         per_shard, total = self.images.per_shard, len(self.indices)
         generator = seeded_generator(self.seed, self.epoch)
         shards = torch.randperm(-(-total // per_shard), generator=generator)
-        ends = torch.where((shards + 1) * per_shard > total, total - shards * per_shard, per_shard).cumsum(0)
+        line = (shards[:, None] * per_shard + torch.arange(per_shard)).view(-1)
         share = self._used() // self.world_size
-        places = torch.arange(self.rank * share, (self.rank + 1) * share)  # in the line of all shards
-        numbers = torch.searchsorted(ends, places, right=True)
-        starts = torch.cat([ends.new_zeros(1), ends])
-        rows = shards[numbers] * per_shard + places - starts[numbers]
+        rows = line[line < total][self.rank * share : (self.rank + 1) * share]  # the last shard may be short
         windows = rows.split(self.window * per_shard)
         drawn = [seeded_generator(self.seed, self.epoch, self.rank, number) for number in range(len(windows))]
         return torch.cat([w[torch.randperm(len(w), generator=g)] for w, g in zip(windows, drawn, strict=True)])
@@ -205,7 +187,11 @@ class StreamLoader(BatchLoader):
         for batch in range(first, len(self)):
             begun.extend(itertools.islice(todo, 1))
             rows, images, reading = begun.popleft()
-            list(reading)  # now they are there
+            try:
+                list(reading)  # now they are there
+            except DataError:
+                self.images.downloads.shutdown(wait=False, cancel_futures=True)  # it would wait for them
+                raise
             labels = self.labels.index_select(0, rows)
             self.batches_done = batch + 1
             yield images, labels.pin_memory() if self.pin_memory else labels
