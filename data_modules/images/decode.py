@@ -2,7 +2,7 @@
 
 Finding files works on strings, because it runs for every image at every start, and Path objects take longer.
 """
-# ruff: noqa: PTH110, PTH113, PTH114, PTH118, PTH122, PTH123
+# ruff: noqa: PTH110, PTH113, PTH118, PTH122, PTH123
 
 import hashlib
 import io
@@ -77,28 +77,26 @@ def image_paths(
         failed: Called with the reason where a folder cannot be looked into.
         passed_over: Called with the path of each other file, and of each file or folder of `HELPERS`.
     """
-    seen, waiting = set(), [os.fspath(folder)]
-    while waiting:
-        for place, inner, names in os.walk(waiting.pop(0), onerror=failed):
-            around = [os.path.join(os.path.realpath(inside), "") for inside in (place, folder)]
-            folders, files = ([], []) if around[0] in seen else (sorted(inner), sorted(names))
-            seen.add(around[0])
-            inner.clear()  # what os.walk goes into
-            for name in folders:
-                path = os.path.join(place, name)
-                if name.lower() in HELPERS:
-                    passed_over(path)
-                elif os.path.islink(path) and not name.startswith("."):
-                    target = os.path.join(os.path.realpath(path), "")
-                    waiting += [path] if not any(inside.startswith(target) for inside in around) else []
-                elif not name.startswith("."):
-                    inner.append(name)
-            for name in files:
-                path = os.path.join(place, name)
-                if name.lower() in HELPERS or not (name.startswith(".") or is_image(path)):
-                    passed_over(path)
-                elif not name.startswith("."):
-                    yield path
+    top, seen = os.path.join(os.path.realpath(folder), ""), set[str]()
+    for place, inner, files in os.walk(folder, onerror=failed, followlinks=True):
+        here, folders = os.path.join(os.path.realpath(place), ""), sorted(inner)
+        inner.clear()  # what os.walk goes into
+        if here in seen:
+            continue
+        seen.add(here)
+        for name in folders:
+            path = os.path.join(place, name)
+            target = os.path.join(os.path.realpath(path), "")
+            if name.lower() in HELPERS:
+                passed_over(path)
+            elif not (name.startswith(".") or here.startswith(target) or top.startswith(target)):
+                inner.append(name)
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if name.lower() in HELPERS or not (name.startswith(".") or is_image(path)):
+                passed_over(path)
+            elif not name.startswith("."):
+                yield path
 
 
 def is_image(path: str) -> bool:
@@ -119,11 +117,12 @@ def is_image(path: str) -> bool:
 def side_and_gray(path: Path) -> tuple[int, bool]:
     """The shorter side of an image, and whether it shows only gray, which colour formats can hold too."""
     with _opened(path) as image:
-        side, gray = min(image.size), image.mode in ("1", "L", "LA", "La") or _is_deep(image)
-    if not gray:
-        red, green, blue = read_file(path, 3, least=(16, 16))  # small, and so fast
-        gray = np.array_equal(red, green) and np.array_equal(green, blue)
-    return side, gray
+        side = min(image.size)
+        if image.mode in ("1", "L", "LA", "La") or _is_deep(image):
+            return side, True
+        image.draft(None, (32, 32))  # small, and so fast
+        red, green, blue = read_image(image, 3)
+    return side, np.array_equal(red, green) and np.array_equal(green, blue)
 
 
 def read_file(
