@@ -1,77 +1,57 @@
-"""Storage that speaks S3, on this machine, behind a proxy that lets some requests fail, or all of them for a while."""
+"""Storage that speaks S3, on this machine, which lets some requests fail, or all of them for a while."""
 
-import http.client
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
 
-class Proxy(ThreadingHTTPServer):
-    """What goes wrong, and how often."""
+class Storage:
+    """moto's storage, empty at first, as a WSGI application: what goes wrong with it, and how often."""
 
-    daemon_threads = True
-    target: tuple[str, int]
     failing = 0.0  # share of the requests: half of them answered 500, half cut off in the middle
-    outage_at, outage_seconds = 10**9, 10.0  # the request with which an outage begins, and how long nothing answers
+    outage_at = 10**9  # the request with which an outage of ten seconds begins, in which nothing answers
     outage_until = 0.0
     requests = failed = 0
     draw = random.Random(0)
+    url = ""
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+        self.moto = DomainDispatcherApplication(create_backend_app)
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        self.requests += 1
+        if self.requests == self.outage_at:
+            self.outage_until = time.monotonic() + 10
+        drawn, is_out = self.draw.random(), time.monotonic() < self.outage_until
+        self.failed += is_out or drawn < self.failing
+        if is_out:
+            raise ConnectionError  # the server closes the connection without an answer
+        if drawn < self.failing / 2:
+            start_response("500 Internal Server Error", [])
+            return [b""]
+        content = b"".join(self.moto(environ, start_response))
+        return _cut(content) if drawn < self.failing else [content]
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Proxy
-
-    def forward(self) -> None:
-        proxy, body = self.server, self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        proxy.requests += 1
-        if proxy.requests == proxy.outage_at:
-            proxy.outage_until = time.monotonic() + proxy.outage_seconds
-        drawn, self.close_connection = proxy.draw.random(), True
-        if time.monotonic() < proxy.outage_until:
-            proxy.failed += 1
-            return  # the connection is closed without an answer
-        if drawn < proxy.failing / 2:
-            proxy.failed += 1
-            self.send_error(500)
-            return
-        connection = http.client.HTTPConnection(*proxy.target)
-        connection.request(self.command, self.path, body, dict(self.headers))
-        answer = connection.getresponse()
-        content = answer.read()
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in ("server", "date", "connection", "transfer-encoding", "content-length"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(content)))
-        self.end_headers()
-        cut = drawn < proxy.failing
-        proxy.failed += cut
-        self.wfile.write(content[: len(content) // 2] if cut else content)
-
-    do_GET = do_PUT = do_POST = forward  # noqa: N815
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+def _cut(content: bytes) -> Iterator[bytes]:
+    yield content[: len(content) // 2]
+    raise ConnectionError
 
 
 @contextmanager
-def s3_server() -> Iterator[Proxy]:
-    """Serve an empty storage, moto's, on free ports of 127.0.0.1."""
-    from moto.server import ThreadedMotoServer
+def s3_server() -> Iterator[Storage]:
+    """Serve it on a free port of 127.0.0.1."""
+    from werkzeug.serving import WSGIRequestHandler, make_server
 
-    storage = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    storage.start()
-    with Proxy(("127.0.0.1", 0), Handler) as proxy:
-        proxy.target = storage.get_host_and_port()
-        Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
-        yield proxy
-        proxy.shutdown()
-    storage.stop()
+    quiet = type("Quiet", (WSGIRequestHandler,), {"log": lambda *_: None})
+    storage = Storage()
+    server = make_server("127.0.0.1", 0, storage, threaded=True, request_handler=quiet)
+    storage.url = f"http://127.0.0.1:{server.server_port}"
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield storage
+    server.shutdown()
