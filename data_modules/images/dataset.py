@@ -242,16 +242,8 @@ class ImageFiles(ImageDataModule):
 
     def parts(self) -> dict[str, Tensor]:
         """What a run must remember: fingerprints of the images of each part, how they were cut and decoded."""
-        return self._own_parts
-
-    @cached_property
-    def _own_parts(self) -> dict[str, Tensor]:
-        marks = torch.from_numpy(self._marks)
-        now = {split: marks[self.split(split)[2]] for split in SPLITS}
-        settings = torch.tensor([*self.image_shape, self.levels, FITS.index(self.fit)])
-        known = {"settings": settings, "sizes": torch.tensor([*map(len, now.values())])} | (self._known or {})
-        seen = {split: torch.cat([known.get(split, rows[:0]), rows]).unique(dim=0) for split, rows in now.items()}
-        return known | seen | super().parts()
+        self.split("train")
+        return self._own_parts | super().parts()
 
     @cached_property
     def _marks(self) -> Numbers:
@@ -305,8 +297,14 @@ class ImageFiles(ImageDataModule):
         self._part = part
         self._check_counts()
         self._check_copies()
+        rows = {split: torch.from_numpy(np.flatnonzero(part == place)) for place, split in enumerate(SPLITS)}
+        settings = torch.tensor([*self.image_shape, self.levels, FITS.index(self.fit)])
+        own = {"settings": settings, "sizes": torch.tensor([*map(len, rows.values())])} | (lists or {})
+        now = {split: torch.from_numpy(marks)[places] for split, places in rows.items()}
+        seen = {split: torch.cat([own.get(split, new[:0]), new]).unique(dim=0) for split, new in now.items()}
+        self._own_parts = own | seen
         arrays = (self._images.images, torch.from_numpy(labels))
-        return {split: (arrays, torch.from_numpy(np.flatnonzero(part == place))) for place, split in enumerate(SPLITS)}
+        return {split: (arrays, places) for split, places in rows.items()}
 
     def _check_counts(self) -> None:
         """Look for parts that lack images; of a run that goes on or is evaluated, only the test could."""

@@ -70,12 +70,9 @@ def image_paths(
     failed: Callable[[OSError], object],
     passed_over: Callable[[str], object] = lambda path: None,
 ) -> Iterator[str]:
-    """Find the images in a folder and the folders in it, each once; hidden files are left out, circles not followed.
+    """Find the images in a folder and the folders in it, each once, by name; without hidden files or circles of links.
 
-    Args:
-        folder: Where to look; the paths that are found begin with it. They come in the order of their names.
-        failed: Called with the reason where a folder cannot be looked into.
-        passed_over: Called with the path of each other file, and of each file or folder of `HELPERS`.
+    ``failed`` is called where a folder cannot be looked into, ``passed_over`` with each other file and with `HELPERS`.
     """
     top, seen = os.path.join(os.path.realpath(folder), ""), set[str]()
     for place, inner, files in os.walk(folder, onerror=failed, followlinks=True):
@@ -128,25 +125,13 @@ def side_and_gray(path: Path) -> tuple[int, bool]:
 def read_file(
     path: Path | io.BytesIO, channels: int, levels: int | None = 65535, least: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image, turn it upright, convert it.
+    """Decode an image file, or what it holds, turn it upright, convert it to gray or RGB: uint8 (C, H, W).
 
     Of an animation or a document the first frame or page counts. What is transparent becomes white, as on a page:
-    drawings with a transparent ground are dark as a rule, and would vanish on black.
-
-    Args:
-        path: An image file, or what it holds.
-        channels: 1 for gray, 3 for red, green and blue.
-        levels: Which level is white in gray images of more than 8 bits; None if that is still to be found out.
-        least: Height and width that will do: a JPEG of over twice that is decoded at a half, a quarter or an eighth of
-            its size, which is much faster.
-
-    Returns:
-        uint8 (C, H, W).
-
-    Raises:
-        DeepImageError: If ``levels`` is None and the image is gray with more than 8 bits.
-        ImageError: If the file cannot be read as an image, has more pixels than ``$LIT_NN_MAX_PIXELS`` (250 million),
-            or gray levels beyond ``levels``.
+    drawings with a transparent ground are dark as a rule, and would vanish on black. ``levels`` says which level is
+    white in gray images of more than 8 bits; with None they raise `DeepImageError`. Where a height and width of
+    ``least`` will do, a JPEG of over twice that is decoded at a half, a quarter or an eighth, which is much faster.
+    Raises ImageError.
     """
     with _opened(path) as image:
         if least:

@@ -17,14 +17,8 @@ from data_modules.images.cache import cache_folder, kept
 def keep_features(data: ImageDataModule, run: Callable[[Tensor], Tensor], network: bytes, batch_size: int) -> None:
     """Let a data set's loaders give the features of its images, float16 (B, V, D), in the place of these.
 
-    Args:
-        data: The data set.
-        run: Gives the features of V views of images: uint8 (B, C, H, W) to float (B, V, D).
-        network: What the features depend on besides the images; with another one they are computed again.
-        batch_size: Images that are computed at once.
-
-    Raises:
-        DataError: If they cannot be written.
+    ``run`` gives them for V views of each image, uint8 (B, C, H, W). They depend on the images and on ``network``, with
+    another one they are computed again. Raises DataError if they cannot be written.
     """
     kept: dict[int, Tensor] = {}  # by the array of images, which parts may share
     for split in SPLITS:

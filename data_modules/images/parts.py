@@ -55,16 +55,11 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
 
     Within a class, the order in which images go to a part depends on the seed and each image's own file, or its group,
     not on names or other images. A part gets its exact share of a class as far as what stays together allows, and of
-    two or more different images, or groups, at least one but never all.
+    two or more different images, or groups, at least one but never all. Of images with several labels (N, K), each
+    class keeps its share, the images of no class theirs, and all images together.
 
-    Of images with several labels, each class keeps its share, the images of no class theirs, and all images together.
-
-    Args:
-        labels: Class of each image (N,); or 0 or 1 for each image and class (N, K).
-        marks: Fingerprints of each image, see `among`.
-        placed: Part of each image that has one already, else OPEN (N,). Of what stays together the first part decides.
-        fractions: Share of each class, by part, each of what the parts before have left: TEST, then VAL.
-        seed: Decides, with the files, which images go.
+    Some images are ``placed`` already, the others OPEN; of what stays together the first part decides. Fractions are
+    those of each class, by part, each of what the parts before have left: TEST, then VAL.
     """
     rows, is_grouped = np.arange(len(labels)), marks[:, 3:].any(1)
     if labels.ndim == 2:  # a row for each image and class that it is of: "none of them" is one, and "any image" too

@@ -33,19 +33,9 @@ from data_modules.images.store import INSTALL, Store
 def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dict[str, Any]:
     """Write all parts of a data set, its training images in a random order, so that every shard has all classes.
 
-    What is complete is noted in a folder beside the caches, and not written again. ``images.json`` comes last.
-
-    Args:
-        data: The data set; its parts stay as they are.
-        out: An empty folder or ``s3://bucket/path``, or one with a part of the same.
-        kind: "encoded" for the files as they are, "decoded" for their pixels at one size.
-        megabytes: Size of a shard, about.
-
-    Returns:
-        What ``images.json`` holds.
-
-    Raises:
-        DataError: If litdata is missing, or ``out`` holds something else or cannot be written.
+    Shards are "encoded" (files as they are) or "decoded" (pixels at one size). ``out`` is a folder or
+    ``s3://bucket/path``, empty or with a part of the same: what is complete is noted in a folder beside the caches, and
+    not written again. ``images.json`` comes last, and is returned. Raises DataError.
     """
     if importlib.util.find_spec("litdata") is None:
         raise DataError(f"--shards needs litdata: {INSTALL}")

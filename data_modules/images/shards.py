@@ -44,14 +44,8 @@ def shard_name(part: str, shard: int) -> str:
 class Shards:
     """The images of a part, which take the place of a uint8 tensor (N, C, H, W): indexing reads and decodes them.
 
-    Threads do it, because Pillow and torch let others run while they work; ``pool`` may be replaced.
-
-    Args:
-        store: Where the shards lie.
-        part: Name of the part.
-        index: What `shard_writer` has written about all of them.
-        cache: Folder for what is downloaded.
-        cache_bytes: How much of that stays there; what was not used for longest goes first.
+    Threads do it, because Pillow and torch let others run while they work; ``pool`` may be replaced. ``index`` is what
+    `shard_writer` has written. So much of what is downloaded stays in ``cache``, without what was not used for longest.
     """
 
     dtype, is_cuda = torch.uint8, False
