@@ -3,7 +3,6 @@
 import json
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +25,7 @@ class ImageStream(ImageDataModule):
     Args:
         data_dir: Where they lie: a folder, or ``s3://bucket/path`` (keys and endpoint from the usual variables).
         window: Shards whose images are shuffled together; the shards themselves are all shuffled.
-        workers: Threads that read and decode, for each process; None for as many as there are cores for it. With 0 no
-            batch is read before it is asked for.
+        workers: Threads that read and decode, for each process, at least one; None for its share of the cores.
         cache_gb: Of what is downloaded so much stays in ``$LIT_NN_CACHE``, for all processes of a machine.
         options: Those of every data set; parts, ``fit`` and size were decided when the shards were written.
     """
@@ -88,10 +86,9 @@ class ImageStream(ImageDataModule):
 
     def _loader(self, name: Split) -> BatchLoader:
         """A loader, with its share of the cores."""
-        loader, workers = super()._loader(name), self.workers
+        loader, here = super()._loader(name), self.trainer.num_devices if self.trainer else 1
         if isinstance(loader, StreamLoader):
-            if workers is None:
-                workers = max(1, (os.cpu_count() or 1) // (self.trainer.num_devices if self.trainer else 1))
-            loader.images.pool = ThreadPoolExecutor(max(1, workers))
-            loader.window, loader.ahead = self.window, 2 * workers
+            loader.window = self.window
+            workers = (os.cpu_count() or 1) // here if self.workers is None else self.workers
+            loader.images.use(max(1, workers), self.window)
         return loader

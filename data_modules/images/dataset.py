@@ -171,6 +171,7 @@ class ImageFiles(ImageDataModule):
 
     def facts(self) -> dict[str, str]:
         """Size of the files' images, of about a thousand, and of the groups."""
+        self.split("train")
         files, sizes = self._listing.files, []
         for file in files[:: max(1, len(files) // SAMPLED)]:
             with suppress(Exception), Image.open(Path(self.data_dir, file), formats=FORMATS) as image:
@@ -194,8 +195,8 @@ class ImageFiles(ImageDataModule):
         images = self._decoded(asked)
         channels, height, width = images.images.shape[1:]
         given = Settings(channels, height, width, images.levels, asked.fit)
-        pairs = zip(asked, self._known_settings(), strict=True)
-        needed = Settings(*(known if own is None else own for own, known in pairs))
+        known = self._known_settings()._asdict()
+        needed = asked._replace(**{name: known[name] for name, own in asked._asdict().items() if own is None})
         if any(None not in pair and len({*pair}) > 1 for pair in zip(given, needed, strict=True)):
             images = self._decoded(needed)  # what suits the images has changed since the run began
         if images.failures:

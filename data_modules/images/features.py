@@ -32,7 +32,7 @@ def _features(images: Tensor, run: Callable[[Tensor], Tensor], network: bytes, b
     """Features of all images (N, C, H, W), memory-mapped."""
     digest = hashlib.blake2b(network, digest_size=16)
     for start in range(0, len(images), 1024):
-        digest.update(images[start : start + 1024].contiguous().cpu().numpy())
+        digest.update(images[start : start + 1024].contiguous().cpu().numpy().data)
 
     def compute(path: Path) -> None:
         views, width = run(images[:1]).shape[1:]

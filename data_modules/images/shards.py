@@ -7,15 +7,13 @@ every image, and does not go on exactly inside an epoch (litData#775).
 """
 
 import io
-import itertools
 import os
 import struct
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -25,15 +23,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from data_modules.batches import Batch, BatchLoader, seeded_generator
+from data_modules.batches import Batch, BatchLoader, one_ahead, seeded_generator
 from data_modules.errors import DataError
 from data_modules.images.cache import kept, prepare_file
 from data_modules.images.decode import ImageError
 from data_modules.images.store import Store
 
-OPEN = 256  # shards that are mapped
 DOWNLOADS = 8  # at once
-BLOCK = 16  # images that a thread reads at a time
 
 
 def shard_name(part: str, shard: int) -> str:
@@ -44,8 +40,8 @@ def shard_name(part: str, shard: int) -> str:
 class Shards:
     """The images of a part, which take the place of a uint8 tensor (N, C, H, W): indexing reads and decodes them.
 
-    Threads do it, because Pillow and torch let others run while they work; ``pool`` may be replaced. ``index`` is what
-    `shard_writer` has written. So much of what is downloaded stays in ``cache``, without what was not used for longest.
+    Threads do it, because Pillow and torch let others run while they work. ``index`` is what `shard_writer` has
+    written. So much of what is downloaded stays in ``cache``, without what was not used for longest.
     """
 
     dtype, is_cuda = torch.uint8, False
@@ -55,8 +51,13 @@ class Shards:
         self.shape = torch.Size((index["parts"][part]["images"], *index["image_shape"]))
         self.per_shard, self._sums = index["images_per_shard"], index["parts"][part]["shards"]
         self._decoded, self._levels, self._fit = index["kind"] == "decoded", index["levels"], index["fit"]
-        self.pool, self.downloads = ThreadPoolExecutor(os.cpu_count()), ThreadPoolExecutor(DOWNLOADS)
-        self.opened = lru_cache(OPEN)(partial(self.downloads.submit, self._open))  # futures of shards
+        self._downloads = ThreadPoolExecutor(DOWNLOADS)
+        self.use(os.cpu_count() or 1, 16)
+
+    def use(self, workers: int, window: int) -> None:
+        """Choose how many threads read, and of how many shards at a time; those and the next ones stay open."""
+        self._workers, self._pool = workers, ThreadPoolExecutor(workers)
+        self.opened = lru_cache(2 * window + DOWNLOADS)(self._begin_to_open)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -65,14 +66,18 @@ class Shards:
         """Images of a row, uint8 (C, H, W), or of rows as a slice or an int64 tensor (B,): (B, C, H, W)."""
         if not isinstance(rows, Tensor):
             rows = torch.tensor(range(len(self))[rows], dtype=torch.int64)
-        images, reading = self.begin(rows.view(-1))
-        list(reading)  # now they are there
+        images = torch.empty((rows.numel(), *self.shape[1:]), dtype=torch.uint8)
+        some = max(1, len(images) // (4 * self._workers))  # so that all end at about the same time
+        try:
+            list(self._pool.map(self._read, images.split(some), rows.view(-1).split(some)))
+        except DataError:
+            self._downloads.shutdown(wait=False, cancel_futures=True)  # the end of the process would wait for them
+            raise
         return images.view(*rows.shape, *self.shape[1:])
 
-    def begin(self, rows: Tensor, pin_memory: bool = False) -> tuple[Tensor, Iterator[None]]:
-        """Begin to read images of rows (B,): uint8 (B, C, H, W), there when the iterator is used up, or raises."""
-        images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
-        return images, self.pool.map(self._read, images.split(BLOCK), rows.split(BLOCK))
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        """Images of some rows."""
+        return self[rows]
 
     def _read(self, images: Tensor, rows: Tensor) -> None:
         channels, height, width = self.shape[1:]
@@ -88,6 +93,9 @@ class Shards:
                 image[:] = prepare_file(io.BytesIO(content), (height, width), channels, self._levels, self._fit)
             except ImageError as error:
                 raise DataError(f"an image of {self.store.place}/{self.part} cannot be read: {error}") from error
+
+    def _begin_to_open(self, number: int) -> Future[mmap]:
+        return self._downloads.submit(self._open, number)
 
     def _open(self, number: int) -> mmap:
         """Map a shard, which is downloaded if it has to be; raises DataError."""
@@ -132,7 +140,7 @@ class Shards:
 
 
 class StreamLoader(BatchLoader):
-    """Cuts batches from `Shards`, and begins with so many of them ahead.
+    """Cuts batches from `Shards`.
 
     For training the shards are shuffled, and laid out in a line that is cut into equal parts, one for each process;
     each shuffles its part within windows of so many shards. What is left out is what makes no batch for all processes
@@ -141,7 +149,6 @@ class StreamLoader(BatchLoader):
 
     images: Shards  # type: ignore[assignment]
     window = 1  # shards that are shuffled together
-    ahead = 0  # batches
 
     @property
     def order_depends_on(self) -> list[int]:
@@ -155,9 +162,12 @@ class StreamLoader(BatchLoader):
         per_shard, total = self.images.per_shard, len(self.indices)
         generator = seeded_generator(self.seed, self.epoch)
         shards = torch.randperm(-(-total // per_shard), generator=generator)
-        line = (shards[:, None] * per_shard + torch.arange(per_shard)).view(-1)
+        ends = torch.where((shards + 1) * per_shard > total, total - shards * per_shard, per_shard).cumsum(0)
         share = self._used() // self.world_size
-        rows = line[line < total][self.rank * share : (self.rank + 1) * share]  # the last shard may be short
+        places = torch.arange(self.rank * share, (self.rank + 1) * share)  # in the line of all shards
+        numbers = torch.searchsorted(ends, places, right=True)
+        starts = torch.cat([ends.new_zeros(1), ends])
+        rows = shards[numbers] * per_shard + places - starts[numbers]
         windows = rows.split(self.window * per_shard)
         drawn = [seeded_generator(self.seed, self.epoch, self.rank, number) for number in range(len(windows))]
         return torch.cat([w[torch.randperm(len(w), generator=g)] for w, g in zip(windows, drawn, strict=True)])
@@ -168,24 +178,12 @@ class StreamLoader(BatchLoader):
         order, size, per_shard = self.order(), self.batch_size, self.images.per_shard
         reach = self.window * per_shard  # images ahead of a batch whose shards are opened already
 
-        def begin(batch: int) -> tuple[Tensor, Tensor, Iterator[None]]:
+        def cut(batch: int) -> Batch:
             start, end = batch * size, (batch + 1) * size
-            soon = order[start + reach * (batch > first) : end + reach]
-            for shard in (soon // per_shard).unique().tolist():
+            for shard in (order[start + reach * (batch > first) : end + reach] // per_shard).unique().tolist():
                 self.images.opened(shard)  # what goes wrong is said when the shard is needed
-            rows = order[start:end]
-            return rows, *self.images.begin(rows, self.pin_memory)
+            return self._cut(order[start:end])
 
-        todo = map(begin, range(first, len(self)))
-        begun = deque(itertools.islice(todo, self.ahead))
-        for batch in range(first, len(self)):
-            begun.extend(itertools.islice(todo, 1))
-            rows, images, reading = begun.popleft()
-            try:
-                list(reading)  # now they are there
-            except DataError:
-                self.images.downloads.shutdown(wait=False, cancel_futures=True)  # it would wait for them
-                raise
-            labels = self.labels.index_select(0, rows)
-            self.batches_done = batch + 1
-            yield images, labels.pin_memory() if self.pin_memory else labels
+        for batch, images_and_labels in enumerate(one_ahead(map(cut, range(first, len(self)))), first + 1):
+            self.batches_done = batch
+            yield images_and_labels
