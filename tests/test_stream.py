@@ -2,13 +2,15 @@
 
 import itertools
 import json
+import random
 import shlex
 import shutil
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,6 @@ import pytest
 from conftest import ROOT, Patch, Refused, Said, script
 from PIL import Image
 from resume_runs import assert_resumes_exactly, stopped_and_continued
-from s3_server import Storage, s3_server
 from snippets import commands
 
 from data_modules.base import SPLITS, Split
@@ -71,7 +72,8 @@ def of(place: Path | str, *words: object) -> list[str]:
 def loader(data: ImageStream, part: Split = "train", rank: int = 0, world: int = 1, workers: int = 0) -> StreamLoader:
     options: dict[str, Any] = {"shuffle": part == "train", "seed": 3, "rank": rank, "world_size": world}
     made = StreamLoader(*data.split(part), 16, **options)
-    made.images.pool, made.window, made.ahead = ThreadPoolExecutor(max(1, workers)), data.window, 2 * workers
+    made.images.use(max(1, workers), data.window)
+    made.window = data.window
     return made
 
 
@@ -239,17 +241,54 @@ def test_several_labels_are_not_kept_in_shards(images: Path, tmp_path: Path, ref
 # --- S3 ---------------------------------------------------------------------------------------------------------------
 
 
+class Storage:
+    """moto's storage as a WSGI application, which lets some requests fail, or all of them for a while."""
+
+    failing = 0.0  # share of the requests: half of them answered 500, half cut off in the middle
+    outage_at = 10**9  # the request with which an outage of ten seconds begins, in which nothing answers
+    outage_until = 0.0
+    requests = failed = 0
+    draw = random.Random(0)
+
+    def __init__(self) -> None:
+        moto = pytest.importorskip("moto.moto_server.werkzeug_app")
+        self.moto = moto.DomainDispatcherApplication(moto.create_backend_app)
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        self.requests += 1
+        if self.requests == self.outage_at:
+            self.outage_until = time.monotonic() + 10
+        drawn, is_out = self.draw.random(), time.monotonic() < self.outage_until
+        self.failed += is_out or drawn < self.failing
+        if is_out:
+            raise ConnectionError  # the server closes the connection without an answer
+        if drawn < self.failing / 2:
+            start_response("500 Internal Server Error", [])
+            return [b""]
+        content = b"".join(self.moto(environ, start_response))
+        return _cut(content) if drawn < self.failing else [content]
+
+
+def _cut(content: bytes) -> Iterator[bytes]:
+    yield content[: len(content) // 2]
+    raise ConnectionError
+
+
 @pytest.fixture
 def storage(monkeypatch: Patch) -> Iterator[Storage]:
-    """Storage with an empty bucket "mine", which the usual variables name."""
-    pytest.importorskip("moto.server")
-    with s3_server() as running:
-        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("ENDPOINT_URL", running.url)):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        store._client.cache_clear()
-        store._client().create_bucket(Bucket="mine")
-        yield running
-        store._client.cache_clear()
+    """Served on a free port of 127.0.0.1, with an empty bucket "mine"; the usual variables name it."""
+    serving = pytest.importorskip("werkzeug.serving")
+    running, quiet = Storage(), type("Quiet", (serving.WSGIRequestHandler,), {"log": lambda *_: None})
+    server = serving.make_server("127.0.0.1", 0, running, threaded=True, request_handler=quiet)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("ENDPOINT_URL", url)):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store._client.cache_clear()
+    store._client().create_bucket(Bucket="mine")
+    yield running
+    store._client.cache_clear()
+    server.shutdown()
 
 
 @pytest.mark.slow
