@@ -3,18 +3,16 @@
 import json
 import os
 import zlib
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from data_modules.base import Arrays, ImageDataModule, Split
 from data_modules.batches import BatchLoader
 from data_modules.errors import DataError, require
-from data_modules.files import atomic_path, open_tensor
-from data_modules.images.cache import cache_folder
+from data_modules.files import open_tensor
+from data_modules.images.cache import cache_folder, kept
 from data_modules.images.shards import Shards, StreamLoader
 from data_modules.images.store import Store
 
@@ -27,9 +25,8 @@ class ImageStream(ImageDataModule):
     Args:
         data_dir: Where they lie: a folder, or ``s3://bucket/path`` (keys and endpoint from the usual variables).
         window: Shards whose images are shuffled together; the shards themselves are all shuffled.
-        workers: Processes that read and decode, for each training process; None for as many as there are cores for it.
-        cache_dir: Folder for what is downloaded; None for one in ``$LIT_NN_CACHE``.
-        cache_gb: Of which so much stays there, for all processes of a machine.
+        workers: Threads that read and decode, for each process, at least one; None for its share of the cores.
+        cache_gb: Of what is downloaded so much stays in ``$LIT_NN_CACHE``, for all processes of a machine.
         options: Those of every data set; parts, ``fit`` and size were decided when the shards were written.
     """
 
@@ -43,7 +40,6 @@ class ImageStream(ImageDataModule):
         data_dir: str = "data",
         window: int = 16,
         workers: int | None = None,
-        cache_dir: str | None = None,
         cache_gb: float = 50.0,
         **options: Any,
     ) -> None:
@@ -71,8 +67,7 @@ class ImageStream(ImageDataModule):
             value = self._index[name]
             setattr(self, name, tuple(value) if name == "image_shape" else value)
         self._sum = zlib.crc32(content)
-        self.cache_dir = Path(os.path.expanduser(cache_dir)) if cache_dir else cache_folder()  # noqa: PTH111
-        self.cache_dir /= f"stream-{self._sum:08x}"
+        self._cache = cache_folder() / f"stream-{self._sum:08x}"
 
     def parts(self) -> dict[str, Tensor]:
         """What a run must remember: which shards it has seen, so that it is never tested on others' parts."""
@@ -83,21 +78,17 @@ class ImageStream(ImageDataModule):
         known = (self.known_parts or {}).get("shards")
         if known is not None and known.item() != self._sum:
             raise DataError(f"{self.data_dir} holds other shards than those of this run, and maybe other parts")
-        images: Any = Shards(self._store, split, self._index, self.cache_dir, self.cache_bytes)
+        images: Any = Shards(self._store, split, self._index, self._cache, self.cache_bytes)
         name = f"{split}/labels.npy"
-        path = self.cache_dir / name if self._store.is_remote else self._store.path(name)
-        if self._store.is_remote:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
-                if not path.exists():
-                    with atomic_path(path) as temporary:
-                        temporary.write_bytes(self._store.read(name))
-        return images, open_tensor(path)
+        if not self._store.is_remote:
+            return images, open_tensor(self._store.path(name))
+        return images, kept(self._cache / name, lambda path: path.write_bytes(self._store.read(name)), open_tensor)
 
     def _loader(self, name: Split) -> BatchLoader:
         """A loader, with its share of the cores."""
-        loader, workers = super()._loader(name), self.workers
+        loader, here = super()._loader(name), self.trainer.num_devices if self.trainer else 1
         if isinstance(loader, StreamLoader):
-            here = self.trainer.num_devices if self.trainer else 1
-            loader.open(self.window, max(1, (os.cpu_count() or 1) // here) if workers is None else workers)
+            loader.window = self.window
+            workers = (os.cpu_count() or 1) // here if self.workers is None else self.workers
+            loader.images.use(max(1, workers), self.window)
         return loader

@@ -25,28 +25,23 @@ from data_modules.cifar10 import ARCHIVE
 Data = type[FashionMNIST] | type[CIFAR10]
 
 
-def images_of(*shape: int) -> dict[str, Any]:
-    """The images of each part, uint8 (N, C, H, W); their labels count from 0 to 9, again and again."""
-    generator = np.random.default_rng(0)
-    return {part: generator.integers(256, size=(count, *shape), dtype=np.uint8) for part, count in COUNTS.items()}
-
-
-def labels_of(count: int) -> list[int]:
-    return [number % 10 for number in range(count)]
-
-
+RANDOM = np.random.default_rng(0)
 COUNTS = {"train": 100, "test": 20}
-IMAGES: dict[Data, dict[str, Any]] = {FashionMNIST: images_of(1, 28, 28), CIFAR10: images_of(3, 32, 32)}
+NUMBERS = {part: [number % 10 for number in range(count)] for part, count in COUNTS.items()}  # of the classes
+IMAGES: dict[Data, dict[str, Any]] = {  # uint8 (N, C, H, W)
+    cls: {part: RANDOM.integers(256, size=(count, *cls.image_shape), dtype=np.uint8) for part, count in COUNTS.items()}
+    for cls in (FashionMNIST, CIFAR10)
+}
 PIXELS, LABELS = fashion_mnist.FILES["train"]
 IDX = {  # Fashion-MNIST's files, by name
-    name: struct.pack(">4BI", 0, 0, 8, 1, COUNTS[part]) + bytes(labels_of(COUNTS[part]))
+    name: struct.pack(">4BI", 0, 0, 8, 1, COUNTS[part]) + bytes(NUMBERS[part])
     if "labels" in name
     else struct.pack(">4B3I", 0, 0, 8, 3, COUNTS[part], 28, 28) + IMAGES[FashionMNIST][part].tobytes()
     for part, names in fashion_mnist.FILES.items()
     for name in names
 }
 BATCHES = {  # CIFAR-10's files, by name
-    name: pickle.dumps({"labels": labels_of(20), "data": pixels.reshape(20, -1)}, 2)
+    name: pickle.dumps({"labels": NUMBERS["test"], "data": pixels.reshape(20, -1)}, 2)
     for name, pixels in zip(
         [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"],
         [*np.split(IMAGES[CIFAR10]["train"], 5), IMAGES[CIFAR10]["test"]],
@@ -115,10 +110,10 @@ def server(monkeypatch: Patch, tmp_path: Path) -> Iterator[FileServer]:
 def assert_is_read(cls: Data, folder: Path, **options: Any) -> None:
     data = cls(data_dir=str(folder), **options)
     data.prepare_data()
-    for part, count in COUNTS.items():
+    for part in COUNTS:
         images, labels, _ = data.split(part)
         np.testing.assert_array_equal(images, IMAGES[cls][part])
-        assert labels.tolist() == labels_of(count)  # a batch of CIFAR-10 has two rounds of them
+        assert labels.tolist() == NUMBERS[part]
         assert images.is_contiguous()  # batches are cut from it ten times as fast
 
 
@@ -148,6 +143,9 @@ def test_a_failed_download_leaves_nothing_and_can_be_repeated(
     cls: Data, content: bytes | None, tmp_path: Path, server: FileServer
 ) -> None:
     good, empty = dict(server.files), tmp_path / "data"
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"could not be had .*file"):  # a folder that cannot be written
+        cls(data_dir=str(tmp_path / "file" / "data")).prepare_data()
     with pytest.raises(DataError, match=f"--data {cls.__module__.rpartition('.')[2]}"):
         cls(data_dir=str(empty)).setup("fit")  # nothing was downloaded
     if content is None:
@@ -175,18 +173,10 @@ def test_published_files_are_found(tmp_path: Path, layout: str, packed: bool, se
     (tmp_path / layout).mkdir(parents=True)
     if "cifar" in layout and packed:
         (tmp_path / "data" / ARCHIVE).write_bytes(TAR)
-    for name, content in BATCHES.items() if "cifar" in layout and not packed else ():
-        (tmp_path / layout / name).write_bytes(content)
-    for name, content in IDX.items() if "cifar" not in layout else ():
+    for name, content in (IDX if "cifar" not in layout else {} if packed else BATCHES).items():
         path = tmp_path / layout / (f"{name}.gz" if packed else name)
         path.write_bytes(gzip.compress(content) if packed else content)
     assert_is_read(CIFAR10 if "cifar" in layout else FashionMNIST, tmp_path / "data")
-
-
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"could not be had .*file"):
-        CIFAR10(data_dir=str(tmp_path / "file" / "data")).prepare_data()
 
 
 # --- broken and hostile -----------------------------------------------------------------------------------------------
@@ -220,11 +210,9 @@ def test_broken_files_are_refused(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("kind", ["hostile", "cut off", "empty"])
 def test_a_batch_that_is_another_is_not_unpickled(tmp_path: Path, server: FileServer, kind: str) -> None:
     CIFAR10(data_dir=str(tmp_path)).prepare_data()
-    contents = {
-        "hostile": pickle.dumps(Runs(Path.touch, tmp_path / "victim")),
-        "cut off": BATCHES["data_batch_3"][:-100],
-    }
-    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(contents.get(kind, b""))
+    hostile = pickle.dumps(Runs(Path.touch, tmp_path / "victim"))
+    contents = {"hostile": hostile, "cut off": BATCHES["data_batch_3"][:-100], "empty": b""}
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(contents[kind])
     with pytest.raises(DataError, match="is not in"):
         CIFAR10(data_dir=str(tmp_path)).setup("fit")
     server.files.clear()

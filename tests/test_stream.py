@@ -2,22 +2,22 @@
 
 import itertools
 import json
-import os
+import random
 import shlex
 import shutil
-import signal
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Patch, Refused, Said, Start, ended, script, wait_until
+from conftest import ROOT, Patch, Refused, Said, script
 from PIL import Image
 from resume_runs import assert_resumes_exactly, stopped_and_continued
-from s3_server import Proxy, s3_server
 from snippets import commands
 
 from data_modules.base import SPLITS, Split
@@ -64,19 +64,17 @@ def written(images: Path, out: Path | str, *words: str) -> Path | str:
     return out
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: Patch) -> Path:
-    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def of(place: Path | str, *words: object) -> list[str]:
+    """A command line about the stream of a place."""
+    return ["--data", "image_stream", "--data_dir", str(place), *" ".join(map(str, words)).split()]
 
 
 def loader(data: ImageStream, part: Split = "train", rank: int = 0, world: int = 1, workers: int = 0) -> StreamLoader:
     options: dict[str, Any] = {"shuffle": part == "train", "seed": 3, "rank": rank, "world_size": world}
-    return StreamLoader(*data.split(part), 16, **options).open(data.window, workers)
-
-
-def named(pair: tuple[Any, int]) -> tuple[bytes, int]:
-    return pair[0].numpy().tobytes(), pair[1]
+    made = StreamLoader(*data.split(part), 16, **options)
+    made.images.use(max(1, workers), data.window)
+    made.window = data.window
+    return made
 
 
 def ids(batches: Any) -> list[bytes]:
@@ -95,21 +93,19 @@ def test_shards_hold_what_the_folder_holds(kind: str, kinds: dict[str, Path], im
     assert data.class_counts.equal(folder.class_counts)
     for part in SPLITS:
         (array, labels, rows), (stream, its_labels, _) = folder.split(part), data.split(part)
-        assert len(stream) == len(rows)
-        if part != "train":  # which is shuffled
-            assert its_labels.equal(labels[rows])
-            assert stream[:].equal(array[rows])
-            assert stream[3].equal(array[rows[3]])
-        pairs = zip(array[rows], labels[rows].tolist(), strict=True)
-        found = zip(stream[:], its_labels.tolist(), strict=True)
-        assert Counter(map(named, pairs)) == Counter(map(named, found))
+        kept, found = (
+            [*zip(ids([(images, 0)]), of_each.tolist(), strict=True)]
+            for images, of_each in ((array[rows], labels[rows]), (stream[:], its_labels))
+        )
+        assert found == kept if part != "train" else sorted(found) == sorted(kept)  # which is shuffled
+        assert stream[3].equal(stream[:][3])
         theirs = StreamingDataset(str(shards / part))  # their own reader, in order
         assert [label for _, label in theirs] == its_labels.tolist()
-    assert prepare(["--data", "image_stream", "--data_dir", str(shards), "--sheet", str(shards / "sheet.png")]) == 0
+    assert prepare(of(shards, "--sheet", shards / "sheet.png")) == 0
     assert "3 x 20 x 20" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("workers", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+@pytest.mark.parametrize("workers", range(4))
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_every_image_comes_once(world: int, workers: int, shards: Path) -> None:
     data = ImageStream(str(shards), window=3)
@@ -134,8 +130,8 @@ def test_order_is_that_of_seed_and_epoch_whatever_the_workers(shards: Path) -> N
         two.set_epoch(epoch)
         orders.append(ids(one))
         assert orders[-1] == ids(two)
-        shard_of = (one.order() // one.images.per_shard).tolist()  # type: ignore[attr-defined]
-        window = 3 * one.images.per_shard  # type: ignore[attr-defined]
+        shard_of = (one.order() // one.images.per_shard).tolist()
+        window = 3 * one.images.per_shard
         assert len(set(shard_of[:window])) <= 4  # the last shard may be short
         assert len(set(shard_of[:16])) > 1
     assert orders[0] != orders[1]
@@ -149,53 +145,28 @@ def test_order_is_that_of_seed_and_epoch_whatever_the_workers(shards: Path) -> N
 
 
 def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
-    words = ["--data", "image_stream", "--data_dir", str(shards), "--data.window", "3", "--data.workers", "1"]
-    words += ["--net", "cifar_cnn", "--trainer.limit_train_batches", "8", "--batch_size", "16"]
-    assert_resumes_exactly(words, tmp_path, [3, 10])
-
-
-@pytest.mark.slow
-@pytest.mark.posix
-def test_a_signal_to_all_processes_saves(shards: Path, tmp_path: Path, start: Start) -> None:
-    """As Ctrl-C in a terminal and SLURM's warning are, which reach the workers too."""
-    words = ["--data", "image_stream", "--data_dir", str(shards), "--data.workers", "2", "--accelerator", "cpu"]
-    words += ["--save_every_steps", "1", "--batch_size", "1", "--net", "lenet", "--run_dir", str(tmp_path / "run")]
-    process = start("train", *words)
-    wait_until((tmp_path / "run" / "checkpoints" / "last.ckpt").exists, process)
-    os.killpg(process.pid, signal.SIGINT)
-    assert "SIGINT: saving after this step" in ended(process, 128 + signal.SIGINT)
-    assert train(["--resume", str(tmp_path / "run"), "--max_epochs", "1"]) == 0
+    options = "--data.window 3 --data.workers 1 --net cifar_cnn --trainer.limit_train_batches 8 --batch_size 16"
+    assert_resumes_exactly(of(shards, options), tmp_path, [3, 10])
 
 
 def test_another_window_begins_the_epoch_again(shards: Path, tmp_path: Path, capfd: Said) -> None:
-    words = ["--data", "image_stream", "--data_dir", str(shards), "--net", "mlp", "--data.workers", "0"]
-    folder = stopped_and_continued(words, tmp_path / "run", [2], to_the_end=False)
-    assert train(["--resume", str(folder), "--data.workers", "1", "--max_epochs", "1"]) == 0
-    assert "starts again" not in capfd.readouterr().out
-    folder = stopped_and_continued(words, tmp_path / "other", [2], to_the_end=False)
-    assert train(["--resume", str(folder), "--data.window", "2", "--max_epochs", "1"]) == 0
-    assert "The batches are not those of before: the epoch starts again" in capfd.readouterr().out
+    words = of(shards, "--net mlp --data.workers 0")
+    for option, again in (("--data.workers=1", False), ("--data.window=2", True)):
+        folder = stopped_and_continued(words, tmp_path / str(again), [2], to_the_end=False)
+        assert train(["--resume", str(folder), option, "--max_epochs", "1"]) == 0
+        assert ("The batches are not those of before: the epoch starts again" in capfd.readouterr().out) == again
 
 
-def test_what_is_done_with_a_data_set_is_done_with_a_stream(shards: Path, tmp_path: Path, capfd: Said) -> None:
-    words = ["--data", "image_stream", "--data_dir", str(shards), "--max_epochs", "1", "--accelerator", "cpu"]
-    words += ["--net", "mlp", "--class_weights", "balanced", "--data.workers", "0", "--run_dir", str(tmp_path / "run")]
-    assert train(words) == 0
+def test_what_is_done_with_a_data_set_is_done_with_a_stream(shards: Path, tmp_path: Path) -> None:
+    words = of(shards, "--max_epochs 1 --accelerator cpu --net mlp --run_dir")
+    assert train([*words, str(tmp_path / "run"), "--class_weights", "balanced"]) == 0
     best = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
     assert evaluate([best, "--output", str(tmp_path / "report")]) == 0
     result, report = tmp_path / "run" / "result.json", tmp_path / "report" / "metrics.json"
     assert json.loads(report.read_text())["accuracy"] == pytest.approx(json.loads(result.read_text())["test_acc"])
-
-
-@pytest.mark.slow
-def test_features_are_kept_and_few_batches_learnt_by_heart(shards: Path, tmp_path: Path) -> None:
-    words = ["--data", "image_stream", "--data_dir", str(shards), "--max_epochs", "1", "--accelerator", "cpu"]
-    words += ["--net", "mlp", "--data.workers", "0", "--run_dir", str(tmp_path / "run")]
-    assert train(words) == 0
-    best = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
     frozen = ["--weights", best, "--freeze_epochs", "-1", "--cache_features", "true", "--augment", "none"]
-    assert train([*words[:-1], str(tmp_path / "kept"), *frozen]) == 0
-    assert train([*words[:-1], str(tmp_path / "overfit"), "--trainer.overfit_batches", "2"]) == 0
+    assert train([*words, str(tmp_path / "kept"), *frozen]) == 0
+    assert train([*words, str(tmp_path / "overfit"), "--trainer.overfit_batches", "2"]) == 0
 
 
 def test_the_commands_of_the_page(project: Path, monkeypatch: Patch) -> None:
@@ -220,7 +191,7 @@ def test_a_writer_that_was_killed_goes_on(images: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(Store, "write", limited)
     line = ["--data", "image_folder", "--data_dir", str(images), "--shards", str(broken), "--shard_mb", "0.02"]
     assert "No space left on device" in refused(prepare, line, 1)
-    assert "holds no complete shards" in refused(train, ["--data", "image_stream", "--data_dir", str(broken)], 1)
+    assert "holds no complete shards" in refused(train, of(broken), 1)
     assert "is not empty" in refused(prepare, [*line[:-1], "0.03"], 1)
     assert prepare(line) == 0
     assert max(Counter(wrote).values()) <= 2
@@ -245,79 +216,103 @@ def test_a_writer_that_was_killed_goes_on(images: Path, tmp_path: Path, monkeypa
     ],
 )
 def test_what_cannot_be_done_is_said(words: str, status: int, message: str, shards: Path, refused: Refused) -> None:
-    line = ["--data", "image_stream", "--data_dir", str(shards), *words.split()]
-    assert message in refused(train, line, status)
+    assert message in refused(train, of(shards, words), status)
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_damaged_shard_is_said(workers: str, images: Path, tmp_path: Path, refused: Refused) -> None:
+def test_a_damaged_shard_is_said(images: Path, tmp_path: Path, refused: Refused) -> None:
     out = written(images, tmp_path / "shards")
     shard = Path(out, "train", "chunk-0-1.bin")
     content = bytearray(shard.read_bytes())
     content[5000] ^= 1
     shard.write_bytes(content)
-    line = [
-        "--data",
-        "image_stream",
-        "--data_dir",
-        str(out),
-        "--run_dir",
-        str(tmp_path / "run"),
-        "--accelerator",
-        "cpu",
-    ]
-    assert "chunk-0-1.bin is damaged: not what" in refused(train, [*line, "--data.workers", workers], 1)
+    assert "chunk-0-1.bin is damaged: not what" in refused(train, of(out, "--run_dir", tmp_path / "one"), 1)
     shard.unlink()
-    assert "has no train/chunk-0-1.bin" in refused(train, [*line[:5], str(tmp_path / "two"), "--data.workers", "0"], 1)
+    assert "has no train/chunk-0-1.bin" in refused(train, of(out, "--run_dir", tmp_path / "two"), 1)
+
+
+def test_several_labels_are_not_kept_in_shards(images: Path, tmp_path: Path, refused: Refused) -> None:
+    rows = [f"{path},{'a|b' if n % 3 else 'b'}\n" for n, path in enumerate(sorted(images.rglob("*.jpg"))[:40])]
+    (tmp_path / "t.csv").write_text("file,label\n" + "".join(rows), encoding="utf-8")
+    words = ["--data", "image_table", "--table", str(tmp_path / "t.csv"), "--delimiter", "|"]
+    assert "--shards keeps one label for each image" in refused(prepare, [*words, "--shards", str(tmp_path / "out")], 1)
+    assert not (tmp_path / "out").exists()
 
 
 # --- S3 ---------------------------------------------------------------------------------------------------------------
 
 
+class Storage:
+    """moto's storage as a WSGI application, which lets some requests fail, or all of them for a while."""
+
+    failing = 0.0  # share of the requests: half of them answered 500, half cut off in the middle
+    outage_at = 10**9  # the request with which an outage of ten seconds begins, in which nothing answers
+    outage_until = 0.0
+    requests = failed = 0
+    draw = random.Random(0)
+
+    def __init__(self) -> None:
+        moto = pytest.importorskip("moto.moto_server.werkzeug_app")
+        self.moto = moto.DomainDispatcherApplication(moto.create_backend_app)
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        self.requests += 1
+        if self.requests == self.outage_at:
+            self.outage_until = time.monotonic() + 10
+        drawn, is_out = self.draw.random(), time.monotonic() < self.outage_until
+        self.failed += is_out or drawn < self.failing
+        if is_out:
+            raise ConnectionError  # the server closes the connection without an answer
+        if drawn < self.failing / 2:
+            start_response("500 Internal Server Error", [])
+            return [b""]
+        content = b"".join(self.moto(environ, start_response))
+        return _cut(content) if drawn < self.failing else [content]
+
+
+def _cut(content: bytes) -> Iterator[bytes]:
+    yield content[: len(content) // 2]
+    raise ConnectionError
+
+
 @pytest.fixture
-def storage(monkeypatch: Patch) -> Iterator[Proxy]:
-    """Storage with an empty bucket "mine", which the usual variables name."""
-    pytest.importorskip("moto.server")
-    with s3_server() as proxy:
-        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("ENDPOINT_URL", proxy.url)):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        store._client.cache_clear()
-        store._client(os.getpid()).create_bucket(Bucket="mine")
-        yield proxy
-        store._client.cache_clear()
+def storage(monkeypatch: Patch) -> Iterator[Storage]:
+    """Served on a free port of 127.0.0.1, with an empty bucket "mine"; the usual variables name it."""
+    serving = pytest.importorskip("werkzeug.serving")
+    running, quiet = Storage(), type("Quiet", (serving.WSGIRequestHandler,), {"log": lambda *_: None})
+    server = serving.make_server("127.0.0.1", 0, running, threaded=True, request_handler=quiet)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("ENDPOINT_URL", url)):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store._client.cache_clear()
+    store._client().create_bucket(Bucket="mine")
+    yield running
+    store._client.cache_clear()
+    server.shutdown()
 
 
 @pytest.mark.slow
 @pytest.mark.posix
 @pytest.mark.timeout(900)
 def test_storage_that_fails_changes_nothing(
-    storage: Proxy, images: Path, cache: Path, tmp_path: Path, refused: Refused, monkeypatch: Patch
+    storage: Storage, images: Path, cache: Path, tmp_path: Path, refused: Refused, monkeypatch: Patch
 ) -> None:
     import resource
 
     import moto.settings
 
-    words = [
-        "--net",
-        "mlp",
-        "--max_epochs",
-        "2",
-        "--accelerator",
-        "cpu",
-        "--batch_size",
-        "16",
-        "--data",
-        "image_stream",
-    ]
-    words += ["--data.window", "4", "--data.workers", "1", "--trainer.logger", "false"]
+    rest = "--net mlp --max_epochs 2 --accelerator cpu --batch_size 16 --trainer.logger false --data.window 4"
+
+    def words(place: str, run: str | Path) -> list[str]:
+        return of(place, rest, "--data.workers 1 --data.cache_gb 0.0001 --run_dir", run)
+
     here, place = str(tmp_path / "here"), "s3://mine/photos"
     written(images, here, "--shard_mb", "0.005")  # five images
-    assert train([*words, "--data_dir", here, "--run_dir", str(tmp_path / "one")]) == 0
+    assert train(words(here, tmp_path / "one")) == 0
     storage.failing = 0.05
     written(images, place, "--shard_mb", "0.005")
     storage.outage_at = storage.requests + 30  # in the middle of the first epoch
-    words += ["--data_dir", place, "--data.cache_gb", "0.0001"]
-    assert train([*words, "--run_dir", str(tmp_path / "two")]) == 0
+    assert train(words(place, tmp_path / "two")) == 0
     assert storage.requests > 150
     assert storage.failed > 10
     assert sum(path.stat().st_size for path in cache.rglob("*.bin")) <= 100_000  # of 300,000 in the storage
@@ -327,12 +322,11 @@ def test_storage_that_fails_changes_nothing(
     storage.failing = 0.0
 
     def said(place: str) -> str:
-        folder = tempfile.mkdtemp(dir=tmp_path)
-        return refused(train, [*words, "--data_dir", place, "--run_dir", folder], 1)
+        return refused(train, words(place, tempfile.mkdtemp(dir=tmp_path)), 1)
 
     assert "NoSuchBucket" in said("s3://other/photos")
     assert "s3://mine/other holds no complete shards" in said("s3://mine/other")
-    client = store._client(os.getpid())
+    client = store._client()
     name = "photos/train/chunk-0-3.bin"
     whole = client.get_object(Bucket="mine", Key=name)["Body"].read()
     client.put_object(Bucket="mine", Key=name, Body=whole[:2000] + bytes(9) + whole[2009:])
@@ -343,18 +337,8 @@ def test_storage_that_fails_changes_nothing(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # bytes of a file
     try:
-        assert "cache of shards cannot be written" in said(place)
+        assert "the cache cannot be written" in said(place)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from now on it looks at the keys
     assert "InvalidAccessKeyId" in said(place)
-
-
-def test_several_labels_are_not_kept_in_shards(images: Path, tmp_path: Path, refused: Refused) -> None:
-    paths = sorted(path for path in images.rglob("*") if path.is_file())[:40]
-    rows = [f"{path.absolute()},{'a|b' if n % 3 else 'b'}" for n, path in enumerate(paths)]
-    (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows]), encoding="utf-8")
-    words = ["--data", "image_table", "--data.table", str(tmp_path / "t.csv"), "--data.delimiter", "|"]
-    words = [word.replace("--data.", "--") for word in words]
-    assert "--shards keeps one label for each image" in refused(prepare, [*words, "--shards", str(tmp_path / "out")], 1)
-    assert not (tmp_path / "out").exists()

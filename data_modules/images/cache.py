@@ -7,10 +7,12 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +30,8 @@ VERSION = 4  # raise it whenever `prepare_file` gives other pixels: caches of ot
 BLOCK = 32  # images per task: few enough for the bar to move, enough for numpy to work on whole arrays
 SAMPLED = 1000  # of so many images at least, and fewer than twice as many, the headers decide on size and channels
 LARGEST_DEFAULT_SIZE = 224  # pixels, what most published networks take
+LOCKS = 64  # of a folder, so that files wait for one another only by chance
+Read = TypeVar("Read")
 
 
 class Settings(NamedTuple):
@@ -58,10 +62,32 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir(), "lit-nn-cache")
 
 
+def kept(path: Path, make: Callable[[Path], object], read: Callable[[Path], Read]) -> Read:
+    """What ``read`` gives of a file, which ``make`` writes if it is missing or damaged, while others wait.
+
+    Raises DataError if it cannot be written, and FileNotFoundError if ``make`` does.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / f"{zlib.crc32(path.name.encode()) % LOCKS}.lock"):
+            with suppress(Exception):
+                return read(path)
+            with atomic_path(path) as temporary:
+                make(temporary)
+            return read(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"the cache cannot be written to {path.parent} ({error.strerror or error}); "
+            "name another folder in the environment variable LIT_NN_CACHE"
+        ) from error
+
+
 def cached_images(
     root: Path, files: list[str], settings: Settings, keep_failures: bool, listed_by: str, keep_images: bool = True
 ) -> ImageCache:
-    """Decode images, or find them decoded by an earlier run; of several processes one works and the others wait.
+    """Decode images, or find them decoded by an earlier run.
 
     Paths of files are relative to the root. With ``keep_failures`` a later run may reuse a cache in which images are
     missing. Without ``keep_images`` only what is found out about them is. Raises DataError if it cannot be written.
@@ -71,32 +97,28 @@ def cached_images(
     name = root.resolve().name.encode("ascii", "ignore").decode()[:100]  # not every system can write other letters
     name = f"{name}-{hashlib.sha256(options).hexdigest()[:16]}"
     listing = [(file, _state(os.path.join(root, file))) for file in files]  # noqa: PTH118 (Path objects take longer)
-    key = hashlib.sha256(repr((VERSION, listing)).encode()).hexdigest()
-    folder = cache_folder()
-    index = folder / f"{name}.index.npz"
-    # A new name every time: Windows cannot replace a file that is mapped.
-    images = folder / f"{name}-{key[:8]}.npy" if keep_images else None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):
-            cache = _read(index, images, key)
-            if cache is None:
-                # The index is removed first and written last: while it is there, the images are complete.
-                index.unlink(missing_ok=True)
-                for old in [path for path in folder.iterdir() if path.name.startswith(name) and path.suffix == ".npy"]:
-                    with suppress(OSError):  # somebody is using it, on Windows
-                        old.unlink()
-                _build([root / file for file in files], settings, key, index, images)
-                cache = _read(index, images, key)
-                assert cache is not None
-            if cache.failures and not keep_failures:
-                index.unlink(missing_ok=True)
-            return cache
-    except OSError as error:
-        raise DataError(
-            f"the cache of {root} cannot be written to {folder} ({error.strerror or error}); "
-            "name another folder in the environment variable LIT_NN_CACHE"
-        ) from error
+    key = hashlib.sha256(repr((VERSION, listing)).encode()).hexdigest()[:32]
+    index, images = (cache_folder() / f"{name}-{key}{ending}" for ending in (".index.npz", ".npy"))
+
+    def make(path: Path) -> None:
+        for old in [old for old in path.parent.iterdir() if old.name.startswith(name)]:
+            with suppress(OSError):  # somebody is using it, on Windows
+                old.unlink()
+        with atomic_path(images) if keep_images else nullcontext() as target:
+            found = _decode([root / file for file in files], settings, target)
+        np.savez(path, **found)  # the index comes last: while it is there, the images are complete
+
+    def read(path: Path) -> ImageCache:
+        with np.load(path, allow_pickle=False) as found:
+            failures = {int(row): reason for row, reason in json.loads(str(found["failures"])).items()}
+            black = torch.zeros((), dtype=torch.uint8).expand(found["shape"].tolist())
+            pixels = open_tensor(images) if keep_images else black
+            return ImageCache(pixels, found["moments"], found["digests"], failures, int(found["levels"]) or None)
+
+    cache = kept(index, make, read)
+    if cache.failures and not keep_failures:
+        index.unlink(missing_ok=True)
+    return cache
 
 
 def _state(path: str) -> tuple[int, int, int] | None:
@@ -106,42 +128,6 @@ def _state(path: str) -> tuple[int, int, int] | None:
     except OSError:  # a broken link, for instance; decoding will report it
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _read(index_path: Path, images_path: Path | None, key: str) -> ImageCache | None:
-    """The cache if it is there, complete and of this key."""
-    try:
-        with np.load(index_path, allow_pickle=False) as index:
-            if str(index["key"]) != key:
-                return None
-            failures = {int(row): reason for row, reason in json.loads(str(index["failures"])).items()}
-            levels = int(index["levels"]) or None
-            if images_path:
-                images = open_tensor(images_path)
-            else:
-                images = torch.zeros((), dtype=torch.uint8).expand(index["shape"].tolist())
-            return ImageCache(images, index["moments"], index["digests"], failures, levels)
-    except (OSError, ValueError, KeyError, DataError):
-        return None
-
-
-def _build(paths: list[Path], settings: Settings, key: str, index_path: Path, images_path: Path | None) -> None:
-    channels, height, width, levels, fit = settings
-    if channels is None or height is None or width is None:
-        suggested, side = _suggestion(paths)
-        channels, height, width = channels or suggested, height or side, width or side
-    shape, folder = (len(paths), channels, height, width), index_path.parent
-    needed, free = math.prod(shape), shutil.disk_usage(folder).free
-    if needed > free and images_path:  # writing to a full disk through a memory map would crash the process
-        raise DataError(
-            f"{len(paths):,} images of {width} x {height} pixels need {needed / 1e9:.1f} GB in {folder}, where "
-            f"{free / 1e9:.1f} GB are free; choose a smaller --data.image_size, or name another folder in the "
-            "environment variable LIT_NN_CACHE"
-        )
-    with atomic_path(images_path) if images_path else nullcontext() as target:
-        index = _decode(paths, shape, levels, FITS[fit], target)
-    with atomic_path(index_path) as temporary:
-        np.savez(temporary, key=key, shape=shape, **index)
 
 
 def prepare_file(
@@ -154,21 +140,32 @@ def prepare_file(
     return fit_to(torch.from_numpy(pixels.copy())[None], size, fit)[0].round().to(torch.uint8).numpy()
 
 
-def _decode(
-    paths: list[Path], shape: tuple[int, int, int, int], levels: int | None, fit: str, images_path: Path | None
-) -> dict[str, Any]:
+def _decode(paths: list[Path], settings: Settings, images_path: Path | None) -> dict[str, Any]:
     """Decode all images into a file, which nothing holds open afterwards; returns what else a cache keeps of them."""
-    count, channels, *size = shape
+    channels, height, width, levels, fit = settings
+    if channels is None or height is None or width is None:
+        suggested, side = _suggestion(paths)
+        channels, height, width = channels or suggested, height or side, width or side
+    count, shape = len(paths), (len(paths), channels, height, width)
+    images = None
+    if images_path:
+        needed, free = math.prod(shape), shutil.disk_usage(images_path.parent).free
+        if needed > free:  # writing to a full disk through a memory map would crash the process
+            raise DataError(
+                f"{count:,} images of {width} x {height} pixels need {needed / 1e9:.1f} GB in {images_path.parent}, "
+                f"where {free / 1e9:.1f} GB are free; choose a smaller --data.image_size, or name another folder in "
+                "the environment variable LIT_NN_CACHE"
+            )
+        images = np.lib.format.open_memmap(images_path, "w+", np.uint8, shape)
     moments, digests = np.zeros((count, 2, channels), np.float32), np.zeros((count, 2), np.int64)
     failures: dict[int, str] = {}
     deep: dict[int, int] = {}  # levels that gray images of more than 8 bits need, by row
-    images = np.lib.format.open_memmap(images_path, "w+", np.uint8, shape) if images_path else None
 
     def decode_block(rows: list[int]) -> int:
         block = np.zeros((len(rows), *shape[1:]), np.uint8)
         for place, row in enumerate(rows):
             try:
-                block[place] = prepare_file(paths[row], (size[0], size[1]), channels, levels, fit)
+                block[place] = prepare_file(paths[row], (height, width), channels, levels, FITS[fit])
                 digests[row, 0] = decode.digest(paths[row].read_bytes())
             except decode.DeepImageError as error:
                 deep[row] = error.levels
@@ -194,7 +191,8 @@ def _decode(
                 levels, bar.total = max(deep.values()), count + len(rows)
     if images is not None:
         images.flush()
-    return {"failures": json.dumps(failures), "moments": moments, "digests": digests, "levels": levels if deep else 0}
+    found = {"shape": shape, "moments": moments, "digests": digests, "levels": levels if deep else 0}
+    return found | {"failures": json.dumps(failures)}
 
 
 def _suggestion(paths: list[Path]) -> tuple[int, int]:

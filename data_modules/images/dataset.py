@@ -3,8 +3,7 @@
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -173,6 +171,7 @@ class ImageFiles(ImageDataModule):
 
     def facts(self) -> dict[str, str]:
         """Size of the files' images, of about a thousand, and of the groups."""
+        self.split("train")
         files, sizes = self._listing.files, []
         for file in files[:: max(1, len(files) // SAMPLED)]:
             with suppress(Exception), Image.open(Path(self.data_dir, file), formats=FORMATS) as image:
@@ -180,10 +179,10 @@ class ImageFiles(ImageDataModule):
         sizes.sort(key=lambda size: size[0] * size[1])
         least, median, most = (f"{w} x {h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
         facts = {"sizes of files": f"{least} to {most}, median {median} (width x height)"}
-        if groups := self._group_counts({split: self.split(split)[2].numpy() for split in SPLITS}):
+        if groups := self._group_counts():
             totals = [counts.total() for counts in groups.values()]
             inside = ", ".join(f"{sum(split in counts for counts in groups.values())} in {split}" for split in SPLITS)
-            alone = sum(len(self.split(split)[2]) for split in SPLITS) - sum(totals)
+            alone = (self._part >= 0).sum() - sum(totals)
             facts["groups"] = f"{len(groups)} of {min(totals)} to {max(totals)} images, {inside}"
             facts["groups"] += f"; {alone} images in no group" if alone else ""
         return facts
@@ -192,16 +191,14 @@ class ImageFiles(ImageDataModule):
     def _images(self) -> ImageCache:
         """The images, decoded, in the order of the listing."""
         files, root, skip = self._listing.files, Path(self.data_dir), self.on_error == "skip"
-        known, fit = self._known_settings(), FITS.index(self.fit)
-        asked = Settings(self.channels, self.height, self.width, None, fit)
-        images = cached_images(root, files, asked, skip, self._listed_by, self.keeps_images)
+        asked = Settings(self.channels, self.height, self.width, None, FITS.index(self.fit))
+        images = self._decoded(asked)
         channels, height, width = images.images.shape[1:]
-        given = Settings(channels, height, width, images.levels, fit)
-        open_yet = [name for name in ("channels", "height", "width", "levels") if getattr(asked, name) is None]
-        needed = asked._replace(**{name: getattr(known, name) for name in open_yet})
-        if any(None not in pair and len(set(pair)) > 1 for pair in zip(given, needed, strict=True)):
-            # What suits the images has changed since the run began.
-            images = cached_images(root, files, needed, skip, self._listed_by, self.keeps_images)
+        given = Settings(channels, height, width, images.levels, asked.fit)
+        known = self._known_settings()._asdict()
+        needed = asked._replace(**{name: known[name] for name, own in asked._asdict().items() if own is None})
+        if any(None not in pair and len({*pair}) > 1 for pair in zip(given, needed, strict=True)):
+            images = self._decoded(needed)  # what suits the images has changed since the run began
         if images.failures:
             lines = [f"{printable(files[row])}: {reason}" for row, reason in sorted(images.failures.items())]
             report = self._list(f"{len(lines)} of {len(files)} images in {root} cannot be read:", lines, "unreadable")
@@ -212,11 +209,14 @@ class ImageFiles(ImageDataModule):
             say(f"{root}: gray images of more than 8 bits are scaled from 0..{images.levels} to 0..255")
         return images
 
+    def _decoded(self, settings: Settings) -> ImageCache:
+        skip, root = self.on_error == "skip", Path(self.data_dir)
+        return cached_images(root, self._listing.files, settings, skip, self._listed_by, self.keeps_images)
+
     def _known_settings(self) -> Settings:
         """How the run whose parts are known decoded its images."""
-        if self._known == {}:
-            return Settings(levels=ImageDataModule.levels)  # as it was before runs remembered anything
-        return Settings(*self._known["settings"].tolist()) if self._known else Settings()
+        levels = None if self._known is None else ImageDataModule.levels  # that of runs which kept nothing
+        return Settings(*self._known["settings"].tolist()) if self._known else Settings(levels=levels)
 
     @property
     def _known(self) -> dict[str, Tensor] | None:
@@ -235,29 +235,23 @@ class ImageFiles(ImageDataModule):
             lines = [*lines[:10], more]
         return "\n  ".join([head, *lines])
 
+    def _say_list(self, trouble: str, lines: list[str], name: str) -> None:
+        if lines:
+            say(self._list(f"{self.data_dir}: {len(lines)} {trouble}", lines, name))
+
     # --- the parts --------------------------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, Tensor]:
         """What a run must remember: fingerprints of the images of each part, how they were cut and decoded."""
-        return self._own_parts
-
-    @cached_property
-    def _own_parts(self) -> dict[str, Tensor]:
-        known, marks = self._known or {}, torch.from_numpy(self._marks)
-        now = {split: marks[self.split(split)[2]] for split in SPLITS}
-        own = {"settings": [*self.image_shape, self.levels, FITS.index(self.fit)], "sizes": [*map(len, now.values())]}
-        parts = super().parts() | {name: known.get(name, torch.tensor(numbers)) for name, numbers in own.items()}
-        for split, rows in now.items():
-            had = known.get(split, rows[:0])  # older versions knew no groups
-            parts[split] = torch.cat([F.pad(had, (0, rows.shape[1] - had.shape[1])), rows]).unique(dim=0)
-        return parts
+        self.split("train")
+        return self._own_parts | super().parts()
 
     @cached_property
     def _marks(self) -> Numbers:
         """Fingerprints of each image's file and pixels, decoded as when the run began, labels and group: (N, 4)."""
         images, began = self._images, self._known_settings()
         if self._known and (*began[:3], began.fit) != (*self.image_shape, FITS.index(self.fit)):
-            images = cached_images(Path(self.data_dir), self._listing.files, began, True, self._listed_by)
+            images = self._decoded(began)
         labels, groups = self._labels, self._listing.groups or [""] * len(self._labels)
         if self.multi_label:
             labels = np.array([digest(row.tobytes()) for row in labels])
@@ -285,7 +279,8 @@ class ImageFiles(ImageDataModule):
         pool = (folders == TRAIN) & self._is_cut  # what parts are cut from
         known = remembered(marks, [lists[split].numpy() for split in SPLITS] if lists else [], folders)
         part = np.where((known == OPEN) | (folders < 0), np.where(pool, OPEN, folders), known)
-        if fold and fractions.pop(TEST, 0):
+        if fold:
+            del fractions[TEST]
             is_tested = folds_of(labels[pool], marks[pool], int(fold[0]), seed) == fold[1]
             part[pool] = np.where((part[pool] == OPEN) & is_tested, TEST, part[pool])
         part[pool] = cut(labels[pool], marks[pool], part[pool], fractions, seed)
@@ -300,56 +295,54 @@ class ImageFiles(ImageDataModule):
             sizes = zip(SPLITS, lists["sizes"].tolist(), np.bincount(part + 1, minlength=4)[1:], strict=True)
             changes += [f"{split} {before} -> {now}" for split, before, now in sizes if before != now]
             self._changes = [f"images since this run began: {', '.join(changes)}"] if changes else []
-        self._check_counts(part)
-        self._check_copies(part)
+        self._part = part
+        self._check_counts()
+        self._check_copies()
+        rows = {split: torch.from_numpy(np.flatnonzero(part == place)) for place, split in enumerate(SPLITS)}
+        settings = torch.tensor([*self.image_shape, self.levels, FITS.index(self.fit)])
+        own = {"settings": settings, "sizes": torch.tensor([*map(len, rows.values())])} | (lists or {})
+        now = {split: torch.from_numpy(marks)[places] for split, places in rows.items()}
+        seen = {split: torch.cat([own.get(split, new[:0]), new]).unique(dim=0) for split, new in now.items()}
+        self._own_parts = own | seen
         arrays = (self._images.images, torch.from_numpy(labels))
-        return {split: (arrays, torch.from_numpy(np.flatnonzero(part == place))) for place, split in enumerate(SPLITS)}
+        return {split: (arrays, places) for split, places in rows.items()}
 
-    def _check_counts(self, part: Numbers) -> None:
+    def _check_counts(self) -> None:
         """Look for parts that lack images; of a run that goes on or is evaluated, only the test could."""
         for place, split in enumerate(SPLITS) if self._known is None else [(TEST, "test")]:
-            counts = images_per_class(torch.from_numpy(self._labels[part == place]), len(self.class_names))
+            counts = images_per_class(torch.from_numpy(self._labels[self._part == place]), len(self.class_names))
             lacking = some(name for name, count in zip(self.class_names, counts, strict=True) if count == 0)
             if split == "train" and lacking:
                 raise DataError(f"{self.data_dir}: no training image of {lacking}; add some or remove the class")
             if not counts.any():
-                laid_out = split in self._listing.splits
                 grouped = ", in as many groups" if self._listing.groups else ""
                 enough = f"each class needs three or more different ones{grouped}"
-                reason = "none can be read" if laid_out else enough
+                reason = "none can be read" if split in self._listing.splits else enough
                 raise DataError(f"{self.data_dir}: too few images for a {split} part; {reason}")
             if lacking:
                 say(f"{self.data_dir}: the {split} part has no image of {lacking}")
 
-    def _check_copies(self, part: Numbers) -> None:
+    def _check_copies(self) -> None:
         """Name identical images with other labels, and what is in two parts, which only the user can have made."""
-        rows, files, (_, *size) = np.flatnonzero(part >= 0), self._listing.files, self.image_shape
+        part, files, rows = self._part, self._listing.files, np.flatnonzero(self._part >= 0)
         sets = [rows[places].tolist() for places in copies(self._marks[rows, 1])]
-        classes = "in two places with other labels" if self.multi_label else "in two classes"
-        wrong = f"{classes}, the same at {size[1]} x {size[0]} pixels: a label may be wrong"
-        for name, values, trouble in (
-            ("two-classes", self._marks[:, 2], wrong),
-            ("two-parts", part, "in two parts, which makes results look better than they are"),
-        ):
-            mixed = [same for same in sets if len(set(values[same])) > 1]
+        (_, height, width), in_two = self.image_shape, "lie in two parts, which makes results look better than they are"
+        classes = "lie in two places with other labels" if self.multi_label else "lie in two classes"
+        wrong = f"{classes}, the same at {width} x {height} pixels: a label may be wrong"
+        for name, values, trouble in (("two-classes", self._marks[:, 2], wrong), ("two-parts", part, in_two)):
+            mixed = [same for same in sets if len({*values[same]}) > 1]
             lines = [" = ".join(f"{SPLITS[part[row]]} {printable(files[row])}" for row in same) for same in mixed]
-            if lines:
-                say(self._list(f"{self.data_dir}: {len(lines)} images lie {trouble}", lines, name))
-        groups = self._group_counts({split: np.flatnonzero(part == place) for place, split in enumerate(SPLITS)})
+            self._say_list(f"images {trouble}", lines, name)
+        mixed_groups = [(name, counts) for name, counts in self._group_counts().items() if len(counts) > 1]
         lines = [
-            f"{printable(name)}: {', '.join(f'{count} {split}' for split, count in inside.items())}"
-            for name, inside in groups.items()
-            if len(inside) > 1
+            f"{printable(name)}: {', '.join(f'{n} {s}' for s, n in counts.items())}" for name, counts in mixed_groups
         ]
-        if lines:
-            trouble = "groups lie in two parts, which makes results look better than they are"
-            say(self._list(f"{self.data_dir}: {len(lines)} {trouble}", lines, "groups"))
+        self._say_list(f"groups {in_two}", lines, "groups")
 
-    def _group_counts(self, parts: Mapping[Split, Numbers]) -> dict[str, Counter[Split]]:
-        """How many images each group has in each part that has any of it; parts are rows of images."""
-        names, counts = self._listing.groups, dict[str, Counter[Split]]()
-        for split, rows in parts.items() if names else ():
-            for row in rows.tolist():
-                if names[row]:
-                    counts.setdefault(names[row], Counter())[split] += 1
+    def _group_counts(self) -> dict[str, Counter[Split]]:
+        """How many images each group has in each part that has any of it."""
+        counts = defaultdict[str, Counter[Split]](Counter)
+        for name, place in zip(self._listing.groups, self._part.tolist(), strict=False):  # there may be no groups
+            if name and place >= 0:
+                counts[name][SPLITS[place]] += 1
         return counts

@@ -2,7 +2,7 @@
 
 Finding files works on strings, because it runs for every image at every start, and Path objects take longer.
 """
-# ruff: noqa: PTH110, PTH113, PTH114, PTH118, PTH122, PTH123
+# ruff: noqa: PTH110, PTH113, PTH118, PTH122, PTH123
 
 import hashlib
 import io
@@ -70,35 +70,30 @@ def image_paths(
     failed: Callable[[OSError], object],
     passed_over: Callable[[str], object] = lambda path: None,
 ) -> Iterator[str]:
-    """Find the images in a folder and the folders in it, each once; hidden files are left out, circles not followed.
+    """Find the images in a folder and the folders in it, each once, by name; without hidden files or circles of links.
 
-    Args:
-        folder: Where to look; the paths that are found begin with it. They come in the order of their names.
-        failed: Called with the reason where a folder cannot be looked into.
-        passed_over: Called with the path of each other file, and of each file or folder of `HELPERS`.
+    ``failed`` is called where a folder cannot be looked into, ``passed_over`` with each other file and with `HELPERS`.
     """
-    seen, waiting = set(), [os.fspath(folder)]
-    while waiting:
-        for place, inner, names in os.walk(waiting.pop(0), onerror=failed):
-            around = [os.path.join(os.path.realpath(inside), "") for inside in (place, folder)]
-            folders, files = ([], []) if around[0] in seen else (sorted(inner), sorted(names))
-            seen.add(around[0])
-            inner.clear()  # what os.walk goes into
-            for name in folders:
-                path = os.path.join(place, name)
-                if name.lower() in HELPERS:
-                    passed_over(path)
-                elif os.path.islink(path) and not name.startswith("."):
-                    target = os.path.join(os.path.realpath(path), "")
-                    waiting += [path] if not any(inside.startswith(target) for inside in around) else []
-                elif not name.startswith("."):
-                    inner.append(name)
-            for name in files:
-                path = os.path.join(place, name)
-                if name.lower() in HELPERS or not (name.startswith(".") or is_image(path)):
-                    passed_over(path)
-                elif not name.startswith("."):
-                    yield path
+    top, seen = os.path.join(os.path.realpath(folder), ""), set[str]()
+    for place, inner, files in os.walk(folder, onerror=failed, followlinks=True):
+        here, folders = os.path.join(os.path.realpath(place), ""), sorted(inner)
+        inner.clear()  # what os.walk goes into
+        if here in seen:
+            continue
+        seen.add(here)
+        for name in folders:
+            path = os.path.join(place, name)
+            target = os.path.join(os.path.realpath(path), "")
+            if name.lower() in HELPERS:
+                passed_over(path)
+            elif not (name.startswith(".") or here.startswith(target) or top.startswith(target)):
+                inner.append(name)
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if name.lower() in HELPERS or not (name.startswith(".") or is_image(path)):
+                passed_over(path)
+            elif not name.startswith("."):
+                yield path
 
 
 def is_image(path: str) -> bool:
@@ -119,35 +114,24 @@ def is_image(path: str) -> bool:
 def side_and_gray(path: Path) -> tuple[int, bool]:
     """The shorter side of an image, and whether it shows only gray, which colour formats can hold too."""
     with _opened(path) as image:
-        side, gray = min(image.size), image.mode in ("1", "L", "LA", "La") or _is_deep(image)
-    if not gray:
-        red, green, blue = read_file(path, 3, least=(16, 16))  # small, and so fast
-        gray = np.array_equal(red, green) and np.array_equal(green, blue)
-    return side, gray
+        side = min(image.size)
+        if image.mode in ("1", "L", "LA", "La") or _is_deep(image):
+            return side, True
+        image.draft(None, (32, 32))  # small, and so fast
+        red, green, blue = read_image(image, 3)
+    return side, np.array_equal(red, green) and np.array_equal(green, blue)
 
 
 def read_file(
     path: Path | io.BytesIO, channels: int, levels: int | None = 65535, least: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image, turn it upright, convert it.
+    """Decode an image file, or what it holds, turn it upright, convert it to gray or RGB: uint8 (C, H, W).
 
     Of an animation or a document the first frame or page counts. What is transparent becomes white, as on a page:
-    drawings with a transparent ground are dark as a rule, and would vanish on black.
-
-    Args:
-        path: An image file, or what it holds.
-        channels: 1 for gray, 3 for red, green and blue.
-        levels: Which level is white in gray images of more than 8 bits; None if that is still to be found out.
-        least: Height and width that will do: a JPEG of over twice that is decoded at a half, a quarter or an eighth of
-            its size, which is much faster.
-
-    Returns:
-        uint8 (C, H, W).
-
-    Raises:
-        DeepImageError: If ``levels`` is None and the image is gray with more than 8 bits.
-        ImageError: If the file cannot be read as an image, has more pixels than ``$LIT_NN_MAX_PIXELS`` (250 million),
-            or gray levels beyond ``levels``.
+    drawings with a transparent ground are dark as a rule, and would vanish on black. ``levels`` says which level is
+    white in gray images of more than 8 bits; with None they raise `DeepImageError`. Where a height and width of
+    ``least`` will do, a JPEG of over twice that is decoded at a half, a quarter or an eighth, which is much faster.
+    Raises ImageError.
     """
     with _opened(path) as image:
         if least:

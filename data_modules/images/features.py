@@ -6,27 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from data_modules.base import SPLITS, ImageDataModule
-from data_modules.errors import DataError
-from data_modules.files import atomic_path, open_tensor
-from data_modules.images.cache import cache_folder
+from data_modules.files import open_tensor
+from data_modules.images.cache import cache_folder, kept
 
 
 def keep_features(data: ImageDataModule, run: Callable[[Tensor], Tensor], network: bytes, batch_size: int) -> None:
     """Let a data set's loaders give the features of its images, float16 (B, V, D), in the place of these.
 
-    Args:
-        data: The data set.
-        run: Gives the features of V views of images: uint8 (B, C, H, W) to float (B, V, D).
-        network: What the features depend on besides the images; with another one they are computed again.
-        batch_size: Images that are computed at once.
-
-    Raises:
-        DataError: If they cannot be written.
+    ``run`` gives them for V views of each image, uint8 (B, C, H, W). They depend on the images and on ``network``, with
+    another one they are computed again. Raises DataError if they cannot be written.
     """
     kept: dict[int, Tensor] = {}  # by the array of images, which parts may share
     for split in SPLITS:
@@ -37,31 +29,19 @@ def keep_features(data: ImageDataModule, run: Callable[[Tensor], Tensor], networ
 
 
 def _features(images: Tensor, run: Callable[[Tensor], Tensor], network: bytes, batch_size: int) -> Tensor:
-    """Features of all images (N, C, H, W), memory-mapped; of several processes one computes and the others wait."""
+    """Features of all images (N, C, H, W), memory-mapped."""
     digest = hashlib.blake2b(network, digest_size=16)
-    for block in images.split(1024):
-        digest.update(block.contiguous().cpu().numpy())
-    path = cache_folder() / f"features-{digest.hexdigest()}.npy"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                with atomic_path(path) as temporary:
-                    _compute(images, run, batch_size, temporary)
-    except OSError as error:
-        raise DataError(
-            f"the features cannot be written to {path.parent} ({error.strerror or error}); name another folder in the "
-            "environment variable LIT_NN_CACHE"
-        ) from error
-    return open_tensor(path)
+    for start in range(0, len(images), 1024):
+        digest.update(images[start : start + 1024].contiguous().cpu().numpy().data)
 
+    def compute(path: Path) -> None:
+        views, width = run(images[:1]).shape[1:]
+        features = np.lib.format.open_memmap(path, "w+", np.float16, (len(images), views, width))
+        with tqdm(total=len(images), unit=" images", desc="features", disable=None) as bar:
+            for start in range(0, len(images), batch_size):
+                found = run(images[start : start + batch_size])  # (B, V, D)
+                features[start : start + len(found)] = found.to("cpu", torch.float16).numpy()
+                bar.update(len(found))
+        features.flush()
 
-def _compute(images: Tensor, run: Callable[[Tensor], Tensor], batch_size: int, path: Path) -> None:
-    views, width = run(images[:1]).shape[1:]
-    features = np.lib.format.open_memmap(path, "w+", np.float16, (len(images), views, width))
-    with tqdm(total=len(images), unit=" images", desc="features", disable=None) as bar:
-        for start in range(0, len(images), batch_size):
-            found = run(images[start : start + batch_size])  # (B, V, D)
-            features[start : start + len(found)] = found.to("cpu", torch.float16).numpy()
-            bar.update(len(found))
-    features.flush()
+    return kept(cache_folder() / f"features-{digest.hexdigest()}.npy", compute, open_tensor)

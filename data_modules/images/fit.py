@@ -10,18 +10,11 @@ FITS = ("crop", "pad", "squash")
 
 
 def fit_to(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Bring images to one size, by bicubic interpolation with antialiasing.
+    """Bring images, 0..255 (B, C, H, W), to a height and width by bicubic interpolation: float 0..255 (B, C, *size).
 
-    Sides are compared in whole numbers, without "if" and never as 1, so that an exported graph takes every size.
-
-    Args:
-        images: Pixels 0..255, uint8 or float (B, C, H, W).
-        size: Height and width of the result.
-        mode: "crop" cuts the largest part of that shape out of the middle, "pad" shows the whole image between black
-            bars, "squash" changes the shape of the image.
-
-    Returns:
-        Float pixels 0..255, (B, C, *size).
+    "crop" cuts the largest part of that shape out of the middle, "pad" shows the whole image between black bars,
+    "squash" changes the shape of the image. Sides are compared in whole numbers, without "if" and never as 1, so that
+    an exported graph takes every size.
     """
     height, width = images.shape[-2:]  # symbols in a graph
     to_height, to_width = size

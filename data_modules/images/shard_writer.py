@@ -9,6 +9,7 @@ import tempfile
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,20 @@ from tqdm import tqdm
 from data_modules.base import SPLITS, Split
 from data_modules.batches import seeded_generator
 from data_modules.errors import DataError, require
+from data_modules.files import atomic_path
 from data_modules.image_stream import FORMAT
 from data_modules.images.cache import SAMPLED, cache_folder, prepare_file
 from data_modules.images.dataset import ImageFiles
 from data_modules.images.shards import shard_name
 from data_modules.images.store import INSTALL, Store
 
-Written = dict[tuple[str, int], list[Any]]  # part and number of a shard: size and CRC-32, and litdata's configuration
-
 
 def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dict[str, Any]:
     """Write all parts of a data set, its training images in a random order, so that every shard has all classes.
 
-    What is complete is listed in a file beside the caches, and not written again. ``images.json`` comes last.
-
-    Args:
-        data: The data set; its parts stay as they are.
-        out: An empty folder or ``s3://bucket/path``, or one with a part of the same.
-        kind: "encoded" for the files as they are, "decoded" for their pixels at one size.
-        megabytes: Size of a shard, about.
-
-    Returns:
-        What ``images.json`` holds.
-
-    Raises:
-        DataError: If litdata is missing, or ``out`` holds something else or cannot be written.
+    Shards are "encoded" (files as they are) or "decoded" (pixels at one size). ``out`` is a folder or
+    ``s3://bucket/path``, empty or with a part of the same: what is complete is noted in a folder beside the caches, and
+    not written again. ``images.json`` comes last, and is returned. Raises DataError.
     """
     if importlib.util.find_spec("litdata") is None:
         raise DataError(f"--shards needs litdata: {INSTALL}")
@@ -53,12 +43,12 @@ def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dic
     if data.multi_label:
         raise DataError("--shards keeps one label for each image, and here are several; train from the table itself")
     data.keeps_images = False
-    store, rows, labels = Store(out), dict[Split, Tensor](), dict[Split, Tensor]()
+    store, images = Store(out), dict[Split, tuple[Tensor, Tensor]]()  # rows and labels of each part
     for split in SPLITS:
-        _, all_labels, part = data.split(split)
-        order = torch.randperm(len(part), generator=seeded_generator(data.seed))
-        rows[split] = part[order] if split == "train" else part
-        labels[split] = all_labels[rows[split]]
+        _, labels, rows = data.split(split)
+        if split == "train":
+            rows = rows[torch.randperm(len(rows), generator=seeded_generator(data.seed))]
+        images[split] = rows, labels[rows]
     files = [Path(data.data_dir, file) for file in data.files]
     sizes = [file.stat().st_size for file in files[:: max(1, len(files) // SAMPLED)] if file.is_file()]
     mean_size = np.prod(data.image_shape) if kind == "decoded" else sum(sizes) / len(sizes)
@@ -66,91 +56,68 @@ def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dic
     index: dict[str, Any] = {"format": FORMAT, "kind": kind, "images_per_shard": per_shard}
     index |= {n: getattr(data, n) for n in ("class_names", "image_shape", "mean", "std", "levels", "fit")}
     key = hashlib.sha256(repr((store.place, index, data.files)).encode(errors="surrogateescape"))
-    for tensor in (*rows.values(), *labels.values(), *data.parts().values()):  # with the fingerprints of all files
-        key.update(tensor.numpy().tobytes())
+    for tensor in (*(tensor for pair in images.values() for tensor in pair), *data.parts().values()):
+        key.update(tensor.numpy().tobytes())  # with the fingerprints of all files
     index["key"] = key.hexdigest()
 
-    journal = cache_folder() / f"shards-{index['key'][:16]}.jsonl"
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(journal.with_suffix(".lock")):
-        try:
+    notes = cache_folder() / f"shards-{index['key'][:16]}"  # a file for each complete shard
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(notes.with_suffix(".lock")):
+        with suppress(FileNotFoundError, ValueError):
             there = json.loads(store.read("images.json"))
             if there.get("key") == index["key"]:
                 return there
-        except (FileNotFoundError, ValueError):
-            pass
-        if not journal.exists() and not store.is_empty():
+        if not notes.exists() and not store.is_empty():
             raise DataError(f"{out} is not empty, and holds no part of these shards; give another place to --shards")
-        done = _write_missing(data, files, rows, labels, index, store, journal)
+        notes.mkdir(exist_ok=True)
         index["parts"] = {}
-        for split, values in labels.items():
-            shards = [done[split, number] for number in range(-(-len(values) // per_shard))]
-            chunks = [
-                {"chunk_bytes": size, "chunk_size": len(some), "dim": None, "filename": f"chunk-0-{number}.bin"}
-                for number, ((size, _, _), some) in enumerate(zip(shards, values.split(per_shard), strict=True))
-            ]
-            litdata_index = {"chunks": chunks, "config": shards[0][2], "updated_at": str(time.time())}
-            store.write(f"{split}/index.json", json.dumps(litdata_index).encode())
-            np.save(content := io.BytesIO(), values.numpy())
+        for split, (rows, labels) in images.items():
+            shards = _write_part(data, split, [files[row] for row in rows.tolist()], labels, index, store, notes)
+            chunks = {"chunks": [shard["chunk"] for shard in shards], "config": shards[0]["config"]}
+            store.write(f"{split}/index.json", json.dumps(chunks | {"updated_at": str(time.time())}).encode())
+            np.save(content := io.BytesIO(), labels.numpy())
             store.write(f"{split}/labels.npy", content.getvalue())
-            counts = values.bincount(minlength=len(data.class_names)).tolist()
-            index["parts"][split] = {"images": len(values), "counts": counts, "shards": [one[:2] for one in shards]}
+            counts = labels.bincount(minlength=len(data.class_names)).tolist()
+            sums = [[shard["chunk"]["chunk_bytes"], shard["crc32"]] for shard in shards]
+            index["parts"][split] = {"images": len(rows), "counts": counts, "shards": sums}
         store.write("images.json", json.dumps(index).encode())
     return index
 
 
-def _write_missing(
-    data: ImageFiles,
-    files: list[Path],
-    rows: dict[Split, Tensor],
-    labels: dict[Split, Tensor],
-    index: dict[str, Any],
-    store: Store,
-    journal: Path,
-) -> Written:
-    """Write the shards that are not in the journal, and add them to it."""
+def _write_part(
+    data: ImageFiles, split: Split, files: list[Path], labels: Tensor, index: dict[str, Any], store: Store, notes: Path
+) -> list[dict[str, Any]]:
+    """Write the shards of a part that have no note yet: CRC-32, and litdata's chunk and configuration."""
     from litdata.streaming.writer import BinaryWriter
 
-    per_shard, (channels, *size), done = index["images_per_shard"], data.image_shape, Written()
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
-        try:
-            part, number, *found = json.loads(line)
-            done[part, number] = found
-        except ValueError:  # it was killed while it wrote this line
-            pass
+    channels, *size = data.image_shape
 
     def content_of(file: Path) -> bytes:
         if index["kind"] == "encoded":
             return file.read_bytes()
         return prepare_file(file, (size[0], size[1]), channels, data.levels, data.fit).tobytes()
 
-    def write(shard: tuple[Split, int]) -> list[Any]:
-        split, number = shard
-        which = slice(number * per_shard, (number + 1) * per_shard)
-        pairs = zip(rows[split][which].tolist(), labels[split][which].tolist(), strict=True)
-        with tempfile.TemporaryDirectory() as folder:
-            writer = BinaryWriter(folder, chunk_size=per_shard, chunk_index=number)
-            for place, (row, label) in enumerate(pairs):
-                writer.add_item(place, (content_of(files[row]), label))
-            (path,) = writer.done()
-            content = Path(path).read_bytes()
-        store.write(shard_name(split, number), content)
-        return [len(content), zlib.crc32(content), writer.get_config()]
+    def write(start: int) -> dict[str, Any]:
+        number, end = start // index["images_per_shard"], start + index["images_per_shard"]
+        note = notes / f"{split}-{number}.json"
+        if not note.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                writer = BinaryWriter(folder, chunk_size=end - start, chunk_index=number)
+                for place, (file, label) in enumerate(zip(files[start:end], labels[start:end].tolist(), strict=True)):
+                    writer.add_item(place, (content_of(file), label))
+                (path,) = writer.done()
+                content = Path(path).read_bytes()
+                (described,) = Path(folder).glob("*index.json")
+                (chunk,), config = json.loads(described.read_bytes()).values()
+            store.write(shard_name(split, number), content)
+            with atomic_path(note) as temporary:
+                found = {"crc32": zlib.crc32(content), "chunk": chunk, "config": config}
+                temporary.write_text(json.dumps(found), encoding="utf-8")
+        bar.update(len(files[start:end]))
+        return json.loads(note.read_bytes())
 
-    shards = {
-        (split, number): len(some) for split in SPLITS for number, some in enumerate(rows[split].split(per_shard))
-    }
-    missing, total = [shard for shard in shards if shard not in done], sum(shards.values())
-    before = total - sum(shards[shard] for shard in missing)
     with (
-        journal.open("a", encoding="utf-8") as lines,
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=total, initial=before, unit=" images", desc="writing", disable=None) as bar,
+        tqdm(total=len(files), unit=" images", desc=f"writing {split}", disable=None) as bar,
     ):
-        lines.write("\n" * bool(done))  # after a line that was cut off
-        for shard, found in zip(missing, pool.map(write, missing), strict=True):
-            done[shard] = found
-            lines.write(json.dumps([*shard, *found]) + "\n")
-            lines.flush()
-            bar.update(shards[shard])
-    return done
+        return [*pool.map(write, range(0, len(files), index["images_per_shard"]))]

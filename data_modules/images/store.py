@@ -1,6 +1,5 @@
 """Where shards lie: a folder, or a bucket of S3-compatible storage, which may fail for a while."""
 
-import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -34,14 +33,12 @@ class Store:
         """What a file holds."""
         if not self.is_remote:
             return self.path(name).read_bytes()
-        key = self._key(name)
-        return self._ask(name, lambda client: client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+        return self._ask(name, lambda client, key: client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, completely or not at all."""
         if self.is_remote:
-            key = self._key(name)
-            self._ask(name, lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=content))
+            self._ask(name, lambda client, key: client.put_object(Bucket=self.bucket, Key=key, Body=content))
             return
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,46 +49,40 @@ class Store:
         """Whether nothing is there."""
         if not self.is_remote:
             return not self.path("").exists() or not any(self.path("").iterdir())
-        options = {"Bucket": self.bucket, "Prefix": self._key(""), "MaxKeys": 1}
-        return not self._ask("", lambda client: client.list_objects_v2(**options)["KeyCount"])
+        options: Any = {"Bucket": self.bucket, "MaxKeys": 1}
+        return not self._ask("", lambda client, key: client.list_objects_v2(Prefix=key, **options)["KeyCount"])
 
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}/{name}".lstrip("/")
-
-    def _ask(self, name: str, request: Callable[[Any], Any]) -> Any:
-        """Do a request, again and again while what is wrong may pass."""
-        client, deadline, waiting = _client(os.getpid()), time.monotonic() + PATIENCE, False
+    def _ask(self, name: str, request: Callable[[Any, str], Any]) -> Any:
+        """Do a request for a file's key, again and again while what is wrong may pass."""
+        client, deadline, waiting = _client(), time.monotonic() + PATIENCE, False
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
         while True:
             try:
-                return request(client)
+                return request(client, f"{self._prefix}/{name}".lstrip("/"))
             except ClientError as error:
-                code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-                passes, reason = status >= 500 or status in (408, 429), f"{code}: {error.response['Error']['Message']}"
-                if code in ("NoSuchKey", "404"):
+                status, reason = error.response["ResponseMetadata"]["HTTPStatusCode"], error
+                if error.response["Error"]["Code"] == "NoSuchKey":
                     raise FileNotFoundError(name) from error
+                passes = status >= 500 or status in (408, 429)
             except BotoCoreError as error:
-                passes, reason = isinstance(error, HTTPClientError | IncompleteReadError), str(error)
+                passes, reason = isinstance(error, HTTPClientError | IncompleteReadError), error
             if passes and not waiting:
                 waiting = True
                 say(f"{self.place} fails ({reason}); it is asked again for {PATIENCE} s")
             if not passes or time.monotonic() > deadline:
-                tried = f", also after {PATIENCE} s" if passes else ""
                 hint = "look at the bucket's name, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
-                raise DataError(f"{self.place} ({client.meta.endpoint_url}) gives no {name}{tried} ({reason}); {hint}")
+                raise DataError(f"{self.place} ({client.meta.endpoint_url}) gives no {name} ({reason}); {hint}")
             time.sleep(1)
 
 
 @cache
-def _client(process: int) -> Any:
-    """The client of a process; a forked one needs its own."""
+def _client() -> Any:
     try:
         from boto3.session import Session
         from botocore.config import Config
     except ImportError as error:
         raise DataError(f"s3:// needs boto3: {INSTALL}") from error
-    retries: Any = {"mode": "standard", "total_max_attempts": 3}
     checksums: Any = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
     # Not all storage knows Amazon's newer checksums, and shards have their own.
-    return Session().client("s3", config=Config(retries=retries, connect_timeout=5, read_timeout=30, **checksums))
+    return Session().client("s3", config=Config(connect_timeout=5, read_timeout=30, **checksums))
