@@ -65,6 +65,18 @@ def test_training_drops_an_incomplete_last_batch_unless_it_is_the_only_one(count
     assert len(set(flat(cut))) == sum(batches)
 
 
+def test_large_images_come_in_the_same_order_and_state() -> None:
+    """A thread cuts them ahead; what counts as done is what was taken."""
+    small = loader(22, seed=3, shuffle=True)
+    large = BatchLoader(small.images.expand(-1, 1, 512, 512), small.labels, small.indices, 4, seed=3, shuffle=True)
+    assert [labels.tolist() for _, labels in large] == numbers(small)
+    cut = iter(large)
+    taken = [next(cut)[1].tolist() for _ in range(2)]
+    large.load_state_dict(state := large.state_dict())
+    assert state["batches_done"] == 2
+    assert taken + [labels.tolist() for _, labels in large] == numbers(small)
+
+
 def test_fewer_training_images_than_processes_are_refused() -> None:
     with pytest.raises(OptionError, match="2 training images cannot be shared among 3"):
         loader(2, shuffle=True, world_size=3)
