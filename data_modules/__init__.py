@@ -4,7 +4,6 @@ A data set is one file in this folder, with one subclass of `ImageDataModule`, a
 in the help, the commands and the tests. Nothing is imported before it is used: torch and Lightning take seconds.
 """
 
-import difflib
 import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data_modules.errors import DataError as DataError
 from data_modules.errors import DataNote as DataNote
 from data_modules.errors import OptionError as OptionError
+from data_modules.errors import unknown
 
 if TYPE_CHECKING:
     from data_modules.base import ImageDataModule as ImageDataModule
@@ -30,9 +30,7 @@ DATA_SETS: dict[str, str] = {
 def data_class(name: str) -> "type[ImageDataModule]":
     """The class of a data set; raises `OptionError` if there is none of that name."""
     if name not in DATA_SETS:
-        near = difflib.get_close_matches(name, DATA_SETS, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise OptionError(f"unknown data set '{name}'.{hint} Allowed: {', '.join(DATA_SETS)}")
+        raise unknown("data set", name, DATA_SETS)
     return getattr(importlib.import_module(f"data_modules.{name}"), DATA_SETS[name])
 
 

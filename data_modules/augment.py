@@ -8,7 +8,6 @@ What photographs need is drawn first, as a few numbers for each image (`Changes`
 moves pixels in one map, through which an image is sampled once; then what changes colours; then what is erased.
 """
 
-import difflib
 import math
 import re
 
@@ -16,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from data_modules.errors import OptionError
-from data_modules.photographs import FILTERS, Changes, Size, change_images, covered, mean_colour, to_device_of
+from data_modules.errors import OptionError, unknown
+from data_modules.photographs import FILTERS, Changes, Size, change_images, covered, erase, to_device_of, to_pixels
 
 Range = tuple[float, float]  # least and most
 
@@ -74,11 +73,11 @@ def translate(images: Tensor, draws: Draws) -> Tensor:
     return windows[torch.arange(batch, device=images.device), :, y, x]
 
 
-def _random_boxes(images: Tensor, box_height: Tensor, box_width: Tensor, draws: Draws) -> Tensor:
-    """Which pixels lie in each image's box, bool (B, 1, H, W); of sizes (B,), centred anywhere in the image."""
+def _random_boxes(images: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
+    """Left, top, width and height of boxes, int64 (B, 4), of widths and heights (B, 2), centred anywhere."""
     batch, (height, width) = len(images), images.shape[2:]
-    top, left = draws.randint(height, batch) - box_height // 2, draws.randint(width, batch) - box_width // 2
-    return covered(images, to_device_of(images, torch.stack([left, top, box_width, box_height], 1)))
+    top, left = draws.randint(height, batch), draws.randint(width, batch)
+    return to_device_of(images, torch.cat([torch.stack([left, top], 1) - sizes // 2, sizes], 1))
 
 
 def cutout(images: Tensor, draws: Draws) -> Tensor:
@@ -86,8 +85,8 @@ def cutout(images: Tensor, draws: Draws) -> Tensor:
 
     From T. DeVries and G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017).
     """
-    size = torch.tensor(images.shape[2:]).expand(len(images), 2) // 2  # (B, 2)
-    return torch.where(_random_boxes(images, size[:, 0], size[:, 1], draws), mean_colour(images), images)
+    height, width = images.shape[2:]
+    return erase(images, _random_boxes(images, torch.tensor([width, height]).expand(len(images), 2) // 2, draws))
 
 
 def brightness_contrast(images: Tensor, draws: Draws) -> Tensor:
@@ -97,7 +96,7 @@ def brightness_contrast(images: Tensor, draws: Draws) -> Tensor:
     pixels = images.float()
     # (pixels - mean) * (1 + contrast) + mean + 255 brightness, in fewer passes over the pixels
     offset = 255 * brightness - contrast * pixels.mean((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
-    return pixels.mul_(1 + contrast).add_(offset).round_().clamp_(0, 255).to(torch.uint8)
+    return to_pixels(pixels.mul_(1 + contrast).add_(offset))
 
 
 def mixup(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -107,7 +106,7 @@ def mixup(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor
     batch is in random order already, so the neighbour, on the same process, is as good a partner as any.
     """
     share = to_device_of(images, draws.rand(len(images)))  # (B,) of the neighbour
-    images = torch.lerp(images.float(), images.roll(1, 0).float(), share[:, None, None, None]).round().to(torch.uint8)
+    images = to_pixels(torch.lerp(images.float(), images.roll(1, 0).float(), share[:, None, None, None]))
     return images, torch.lerp(targets, targets.roll(1, 0), share[:, None])
 
 
@@ -117,9 +116,9 @@ def cutmix(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tenso
     From S. Yun et al., "CutMix" (2019), with alpha = 1 as there: before the rectangle is cut at the image's edges, its
     share of the area is drawn evenly from 0 to 1.
     """
-    side = draws.rand(len(images)).sqrt()  # (B,) as a share of the image's sides
     height, width = images.shape[2:]
-    box = _random_boxes(images, (side * height).round().long(), (side * width).round().long(), draws)
+    sizes = draws.rand(len(images)).sqrt()[:, None] * torch.tensor([width, height])  # (B, 2)
+    box = covered(images, _random_boxes(images, sizes.round().long(), draws))  # (B, 1, H, W)
     share = box.float().mean((1, 2, 3))  # (B,)
     return torch.where(box, images.roll(1, 0), images), torch.lerp(targets, targets.roll(1, 0), share[:, None])
 
@@ -162,10 +161,7 @@ class Augment:
         self.ranges: dict[str, Range] = {"scale": (0.25, 1), "ratio": (0.75, 1.33)}  # of crop
         for name, options in wanted.items():
             if name not in AUGMENTATIONS:
-                near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                allowed = f"{', '.join(AUGMENTATIONS)} joined by commas, or none"
-                raise OptionError(f"unknown augmentation '{name}'.{hint} Allowed: {allowed}")
+                raise unknown("augmentation", name, AUGMENTATIONS, " joined by commas, or none")
             for option in filter(None, options.split(":")):
                 found = re.fullmatch(r"(scale|ratio)=(\d*\.?\d+)\.\.(\d*\.?\d+)", option)
                 low, high = (float(found[2]), float(found[3])) if found else (0, 0)
@@ -179,34 +175,28 @@ class Augment:
 
     def _draw(self, draws: Draws, batch: int, sides: Tensor, frame: Tensor) -> Changes:
         """Draw what becomes of each image, of width and height as in `sides`, to fill a `frame`, int64 (2,) each."""
-        names, zeros = self.names, torch.zeros(batch, 2)
-        parts, signs = torch.cat([zeros.long(), sides.expand(batch, 2)], 1), torch.ones(batch, 2)
-        angle, shear, shift = torch.zeros(batch), zeros.clone(), zeros.clone()
-        factors, filters, strengths = torch.ones(batch, 3), torch.full((batch,), -1), torch.zeros(batch)
-        erased = torch.zeros(batch, 4, dtype=torch.int64)
-        if "crop" in names:
+
+        def drawn(name: str, count: int, neutral: float = 0.5) -> Tensor:
+            """Numbers from 0 to 1, (count, B), or if the change is not wanted the one that changes nothing."""
+            return draws.rand(count, batch) if name in self.names else torch.full((count, batch), neutral)
+
+        parts = torch.cat([torch.zeros(batch, 2, dtype=torch.int64), sides.expand(batch, 2)], 1)
+        if "crop" in self.names:
             parts = _random_parts(draws, batch, sides, self.ranges["scale"], self.ranges["ratio"], frame)
-        for axis, name in enumerate(["flip", "vertical_flip"]):
-            if name in names:
-                signs[:, axis] -= 2 * (draws.rand(batch) < 0.5)
-        if "quarter_turn" in names:
-            turns = draws.randint(4, batch)
-            signs *= 1 - turns[:, None] // 2 * 2
-            angle += turns % 2 * (math.pi / 2 if frame[0] == frame[1] else 0)  # where they do not fit, half turns
-        if "rotate" in names:
-            angle += math.radians(15) * (2 * draws.rand(batch) - 1)
-        if "translate" in names:
-            shift += (2 * draws.rand(2, batch).T - 1) / 8  # a sixteenth of the sides, from -1 to 1
-        if "trivial" in names:
-            filters, strengths = draws.randint(_OPERATIONS, batch), 2 * draws.rand(batch) - 1
-            drawn = (F.one_hot(filters, _OPERATIONS) * strengths[:, None])[:, len(FILTERS) :]  # (B, 9)
-            shear += 0.99 * drawn[:, 0:2]
-            shift += 2 / 7 * drawn[:, 2:4]  # 32 of 224 pixels, from -1 to 1
-            angle += math.radians(135) * drawn[:, 4]
-            factors += 0.99 * drawn[:, 5:8]
-        if "color" in names:
-            factors *= 0.6 + 0.8 * draws.rand(3, batch).T
-        if "erase" in names:
+        mirrored = torch.cat([drawn("flip", 1), drawn("vertical_flip", 1)]).T < 0.5  # (B, 2)
+        turns = (4 * drawn("quarter_turn", 1, 0)[0]).long()
+        signs = (1 - 2 * mirrored.int()) * (1 - turns[:, None] // 2 * 2)
+        which, strength = drawn("trivial", 2, 0.99)
+        filters, strengths = (_OPERATIONS * which).long(), 2 * strength - 1
+        trivial = (F.one_hot(filters, _OPERATIONS) * strengths[:, None])[:, len(FILTERS) :]  # (B, 9)
+        shear = 0.99 * trivial[:, 0:2]
+        shift = 2 / 7 * trivial[:, 2:4]  # 32 of 224 pixels, from -1 to 1
+        shift += (2 * drawn("translate", 2).T - 1) / 8  # a sixteenth of the sides, from -1 to 1
+        angle = math.radians(135) * trivial[:, 4] + math.radians(15) * (2 * drawn("rotate", 1)[0] - 1)
+        angle += turns % 2 * (math.pi / 2 if frame[0] == frame[1] else 0)  # where they do not fit, half turns
+        factors = (1 + 0.99 * trivial[:, 5:8]) * (0.6 + 0.8 * drawn("color", 3).T)
+        erased = torch.zeros(batch, 4, dtype=torch.int64)
+        if "erase" in self.names:
             erased = _random_parts(draws, batch, frame, (0.02, 0.33), (0.3, 3.3), frame)
             erased *= draws.rand(batch)[:, None] < 0.5
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(batch, 2, 2)
@@ -239,8 +229,8 @@ class Augment:
             size: Height and width that ``crop`` gives the images; None for those they have.
 
         Returns:
-            uint8 images (B, C, H, W), and the labels as they were, or after mixup or cutmix the probabilities of the
-            classes, float32 (B, K).
+            uint8 images (B, C, H, W), and the labels, after mixup or cutmix probabilities of the classes, float32
+            (B, K).
         """
         if "flip_alternating" in self.names:
             images = flip_alternating(images, epoch)

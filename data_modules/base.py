@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -13,17 +12,16 @@ from torch import Tensor
 
 from data_modules.augment import Augment, Draws
 from data_modules.batches import Batch, BatchLoader, images_per_class, seeded_generator
-from data_modules.errors import DataError as DataError
-from data_modules.errors import DataNote, require
+from data_modules.errors import DataError, DataNote, require
 from data_modules.images.decode import digest
 from data_modules.images.fit import FITS
 from data_modules.images.parts import OPEN, TEST, VAL, cut, folds_of
-from data_modules.sampling import balanced_draws, stratified_split, weighted_draws
+from data_modules.sampling import stratified_split
 
 Arrays = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W) and int64 labels (N,)
 Split = Literal["train", "val", "test"]
 Parts = dict[Split, tuple[Arrays, Tensor]]  # arrays, and the int64 indices (M,) that belong to the part
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def say(message: str) -> None:
@@ -35,21 +33,18 @@ class ImageDataModule(L.LightningDataModule):
     """A data set of labelled images, as two arrays.
 
     A subclass describes the data set by the class attributes below and implements `load`; `prepare_data` as well if
-    something has to be downloaded or unpacked first. Everything else is inherited. The name given to ``--data`` is the
-    name of the subclass's file.
-
-    The test images are the published test set. Validation is cut from the training images, stratified by class.
+    something has to be downloaded or unpacked first. The test images are the published test set. Validation is cut from
+    the training images, stratified by class.
 
     Args:
         data_dir: Folder in which the data set lies, or into which it is downloaded.
         batch_size: Training images per batch and process.
         val_fraction: Share of the training images that is held out for validation, if there is no such part.
-        fit: How an image of another size becomes one of this data set, one of `images.fit.FITS`: "crop" cuts out the
-            middle, "pad" shows the whole image between black bars, "squash" changes its shape.
+        fit: How images of another size become this one: "crop" cuts out the middle, "pad" shows the whole image between
+            black bars, "squash" changes its shape.
         augment: What to do to training images: names joined by commas, "none", or "default" for what suits the data.
-        sampling: Order of the training images in an epoch: "shuffled", or "balanced", which draws as many with
-            replacement so that every class comes equally often, or "weighted", so that every image comes as often as
-            its weight says, if the data set has weights.
+        sampling: Which training images an epoch has: "shuffled", each once; or as many drawn with replacement, so that
+            every class comes equally often, "balanced", or every image as often as its weight says, "weighted".
         on_device: Whether to keep the images on the accelerator.
         folds: Cut all images, or the training images of a published data set, into so many parts of equal size, one
             of which becomes the test part.
@@ -91,8 +86,7 @@ class ImageDataModule(L.LightningDataModule):
         require("folds", folds, folds is None or folds >= 2, "at least 2")
         require("fold", fold, 1 <= fold <= (folds or 1), f"from 1 to {folds}" if folds else "left out without folds")
         self.data_dir = os.path.expanduser(data_dir)  # noqa: PTH111 (Path.expanduser raises where there is no home)
-        self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
-        self.fit = fit
+        self.batch_size, self.val_fraction, self.fit, self.seed = batch_size, val_fraction, fit, seed
         self.augment = Augment(self.default_augment if augment == "default" else augment)
         self.sampling, self.on_device = sampling, on_device
         # The parts() of the run that goes on or is evaluated, {} if it did not keep them: stronger than any option, and
@@ -103,9 +97,6 @@ class ImageDataModule(L.LightningDataModule):
         self._changes: list[str] = []
         self._splits: Parts = {}
         self.features: dict[Split, Tensor] = {}  # of each part, which loaders give instead of images: float16 (N, V, D)
-        self._train_loader: BatchLoader | None = None
-
-    # --- what a data set fills in ---------------------------------------------------------------------------------
 
     def load(self, split: Split) -> Arrays | None:
         """Read one part of the data set; called on every process, after `prepare_data` ran on one of them.
@@ -115,8 +106,6 @@ class ImageDataModule(L.LightningDataModule):
             None for "val" if it is to be cut from "train".
         """
         raise NotImplementedError
-
-    # --- what it gets ---------------------------------------------------------------------------------------------
 
     def split(self, name: Split) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 images (N, C, H, W), int64 labels (N,), and the int64 indices (M,) of one part; raises DataError."""
@@ -132,17 +121,25 @@ class ImageDataModule(L.LightningDataModule):
         return images_per_class(labels.cpu()[indices], len(self.class_names))
 
     def parts(self) -> dict[str, Tensor]:
-        """What a run must remember, int64 tensors: here the seed and the share by which validation was cut."""
-        return {"cut": (self.known_parts or {}).get("cut", self._asked_cut())}
+        """What a run must remember, int64 tensors: here the seed and the shares by which parts were cut."""
+        seed, shares = self._cut()
+        bits = torch.tensor(shares, dtype=torch.float64).view(torch.int64)
+        return {"cut": torch.cat([torch.tensor([seed]), bits])}
+
+    def _cut(self) -> tuple[int, list[float]]:
+        """The seed and the shares by which parts are cut, then the folds and which of them; a known run's own."""
+        known = (self.known_parts or {}).get("cut")
+        if known is None:
+            return self.seed, [*self._fractions, *self._fold]
+        return int(known[0]), known[1:].view(torch.float64).tolist()
 
     def part_changes(self) -> str:
         """One line on what is otherwise than when the run of `known_parts` began; "" if nothing."""
         self.split("train")
-        changes = list(self._changes)
-        if self._is_cut and not self.parts()["cut"].equal(self._asked_cut()):
-            (seed, fractions), count = self._cut(), len(self._fractions)
-            shares, fold = ", ".join(map(str, fractions[:count])), [int(number) for number in fractions[count:]]
-            how = f"shares of {shares}" + (f", fold {fold[1]} of {fold[0]}" if fold else "")
+        changes, (seed, shares), count = list(self._changes), self._cut(), len(self._fractions)
+        if self._is_cut and (seed, shares) != (self.seed, [*self._fractions, *self._fold]):
+            how = f"shares of {', '.join(map(str, shares[:count]))}"
+            how += f", fold {shares[-1]:.0f} of {shares[-2]:.0f}" if len(shares) == count + 2 else ""
             changes += [f"parts stay as they were cut, with seed {seed} and {how}"]
         return "; ".join(changes)
 
@@ -154,97 +151,75 @@ class ImageDataModule(L.LightningDataModule):
         """What prepare_data.py shows beside the counts, by its name."""
         return {}
 
-    def _asked_cut(self) -> Tensor:
-        fractions = torch.tensor([*self._fractions, *self._fold], dtype=torch.float64)
-        return torch.cat([torch.tensor([self.seed]), fractions.view(torch.int64)])
-
-    def _cut(self) -> tuple[int, list[float]]:
-        """The seed and the shares by which parts are cut."""
-        cut = ImageDataModule.parts(self)["cut"]
-        return int(cut[0]), cut[1:].view(torch.float64).tolist()
-
     def _parts(self, name: Split) -> Parts:
         """Read a part of the data set, and the others that come with it."""
         seed, (val, *fold) = self._cut()
         has_folds = len(fold) == 2  # or it is the cut of another kind of data set
-        names: list[Split] = ["test"] if name == "test" and not has_folds else ["train", "val"]
-        parts: Parts = {}
-        for split in names:
-            if (arrays := self._checked(split)) is not None:
-                parts[split] = arrays, torch.arange(len(arrays[1]))
-            else:
-                arrays, _ = parts["train"]
-                self._is_cut = True
-                train_indices, val_indices = stratified_split(arrays[1], val, seed)
-                parts = {"train": (arrays, train_indices), "val": (arrays, val_indices)}
-        if has_folds:
-            arrays, _ = parts["train"]
-            pixels = np.array([digest(image.numpy().tobytes()) for image in arrays[0]])
-            labels, marks = arrays[1].numpy(), np.column_stack([pixels, pixels])
-            tested = np.where(folds_of(labels, marks, int(fold[0]), seed) == fold[1], TEST, OPEN)
-            part = cut(labels, marks, tested, {VAL: val}, seed)
-            parts = {split: (arrays, torch.from_numpy(np.flatnonzero(part == n))) for n, split in enumerate(SPLITS)}
-        return parts
+        if name == "test" and not has_folds:
+            return {"test": self._whole(self.load("test"))}
+        train, rows = self._whole(self.load("train"))
+        if not has_folds and (own := self.load("val")) is not None:
+            return {"train": (train, rows), "val": self._whole(own)}
+        self._is_cut = True
+        if not has_folds:
+            parts = stratified_split(train[1], val, seed)
+            return {"train": (train, parts[0]), "val": (train, parts[1])}
+        pixels = np.array([digest(image.numpy().tobytes()) for image in train[0]])
+        labels, marks = train[1].numpy(), np.column_stack([pixels, pixels])
+        tested = np.where(folds_of(labels, marks, int(fold[0]), seed) == fold[1], TEST, OPEN)
+        part = cut(labels, marks, tested, {VAL: val}, seed)
+        return {split: (train, torch.from_numpy(np.flatnonzero(part == n))) for n, split in enumerate(SPLITS)}
 
-    def _checked(self, split: Split) -> Arrays | None:
-        arrays, name, shape = self.load(split), type(self).__name__, self.image_shape
-        if arrays is None and split != "val":
-            raise DataError(f"{name} has no {split} images")
-        if arrays is not None:
-            images, labels = arrays
-            if images.dtype != torch.uint8 or images.shape != (len(labels), *shape):
-                given = f"{images.dtype} {tuple(images.shape)}"
-                raise DataError(f"{name}: images are {given}, not uint8 {(len(labels), *shape)}")
-            classes = len(self.class_names)
-            wanted, most = ((len(labels), classes), 1) if self.multi_label else ((len(labels),), classes - 1)
-            if len(labels) == 0 or labels.shape != wanted or not 0 <= labels.min() <= labels.max() <= most:
-                raise DataError(f"{name}: labels do not lie in 0..{most}, in the shape {wanted}")
-        return arrays
+    def _whole(self, arrays: Any) -> tuple[Arrays, Tensor]:
+        """All of what was loaded; raises DataError if it is not as it was described."""
+        (images, labels), name, classes = arrays, type(self).__name__, len(self.class_names)
+        shape = (len(labels), *self.image_shape)
+        if images.dtype != torch.uint8 or images.shape != shape:
+            raise DataError(f"{name}: images are {images.dtype} {tuple(images.shape)}, not uint8 {shape}")
+        wanted, most = ((len(labels), classes), 1) if self.multi_label else ((len(labels),), classes - 1)
+        if len(labels) == 0 or labels.shape != wanted or not 0 <= labels.min() <= labels.max() <= most:
+            raise DataError(f"{name}: labels do not lie in 0..{most}, in the shape {wanted}")
+        return arrays, torch.arange(len(labels))
 
     def setup(self, stage: str) -> None:
         """Read what a stage of the Trainer needs; raises DataError."""
         self.split("test" if stage in ("test", "predict") else "train")
-        if self.on_device and self.trainer is not None:
-            self._move_to(self.trainer.strategy.root_device)
-
-    def _move_to(self, device: torch.device) -> None:
-        moved: dict[int, Arrays] = {}  # parts that share their arrays go on sharing them
-        for part, (arrays, indices) in list(self._splits.items()):
-            if id(arrays) not in moved:
-                try:
+        if not self.on_device or self.trainer is None:
+            return
+        device, moved = self.trainer.strategy.root_device, dict[int, Arrays]()
+        for part, (arrays, indices) in self._splits.items():
+            try:
+                if id(arrays) not in moved:  # parts that share their arrays go on sharing them
                     moved[id(arrays)] = (arrays[0].to(device), arrays[1].to(device))
-                except torch.OutOfMemoryError as error:
-                    needed = f"{arrays[0].nbytes / 1e9:.1f} GB of images"
-                    raise DataError(f"{needed} do not fit on {device}; leave out --data.on_device") from error
+            except torch.OutOfMemoryError as error:
+                needed = f"{arrays[0].nbytes / 1e9:.1f} GB of images"
+                raise DataError(f"{needed} do not fit on {device}; leave out --data.on_device") from error
             self._splits[part] = (moved[id(arrays)], indices)
 
     def _loader(self, name: Split) -> BatchLoader:
-        trainer = self.trainer
-        images, labels, indices = self.split(name)
+        trainer, training, (images, labels, indices) = self.trainer, name == "train", self.split(name)
         images = self.features.get(name, images)
-        training = name == "train"
-        overfit = training and trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        if overfit:  # the same few batches in every epoch, which are to be learnt by heart
+        options: dict[str, Any] = {"shuffle": training}
+        if training and trainer is not None and trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            # The same few batches in every epoch, which are to be learnt by heart.
             indices = indices[torch.randperm(len(indices), generator=seeded_generator(self.seed))]
-        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        options: dict[str, Any] = {"shuffle": training and not overfit}
+            options["shuffle"] = False
         if training and self.sampling == "balanced":
-            options["draw"] = partial(balanced_draws, labels.cpu()[indices])
+            mine = labels.cpu()[indices]
+            options["weights"] = mine.bincount().double().reciprocal()[mine]
         elif training and self.weights is not None and self.sampling == "weighted":
-            weights = self.weights[indices]
+            options["weights"] = weights = self.weights[indices]
             require("sampling", "weighted", bool(weights.any()), "another one: all training images have the weight 0")
-            options["draw"] = partial(weighted_draws, weights)
         if trainer:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
+            options["pin_memory"] = trainer.strategy.root_device.type == "cuda" and not images.is_cuda
         batch_size = self.batch_size if training else 4 * self.batch_size  # no gradients to keep: larger batches fit
-        pin_memory = on_gpu and not images.is_cuda
         kind = BatchLoader if name in self.features else self.loader_class
-        return kind(images, labels, indices, batch_size, seed=self.seed, pin_memory=pin_memory, **options)
+        return kind(images, labels, indices, batch_size, seed=self.seed, **options)
 
     def train_dataloader(self) -> BatchLoader:
         """Training batches, in a new order every epoch."""
-        self._train_loader = self._loader("train")
-        return self._train_loader
+        return self._loader("train")
 
     def val_dataloader(self) -> BatchLoader:
         """Validation batches."""
@@ -266,13 +241,12 @@ class ImageDataModule(L.LightningDataModule):
         """Augment training batches, on the device; the Trainer calls this for every batch."""
         if not (self.augment.names or self.features) or self.trainer is None or not self.trainer.training:
             return batch
-        assert self._train_loader is not None
-        epoch = self._train_loader.epoch
-        generator = seeded_generator(self.seed, epoch, self._train_loader.batches_done, 0)
+        loader: Any = self.trainer.train_dataloader
+        generator = seeded_generator(self.seed, loader.epoch, loader.batches_done, 0)
         draws = Draws(generator, self.trainer.global_rank, self.trainer.world_size)
         if self.features:  # of several views of each image: one of them
             features, labels = batch  # (B, V, D)
             view = draws.randint(features.shape[1], len(features)).to(features.device)
             return features[torch.arange(len(features), device=features.device), view], labels
         size = getattr(self.trainer.lightning_module, "net_size", None)
-        return self.augment(*batch, len(self.class_names), draws, epoch, size=size)
+        return self.augment(*batch, len(self.class_names), draws, loader.epoch, size=size)

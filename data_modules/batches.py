@@ -5,7 +5,7 @@ every process of a distributed run can work out its own part of it.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -49,9 +49,9 @@ class BatchLoader:
 
     With ``shuffle`` (training) the order changes every epoch and an incomplete last batch is left out; without it
     (validation, test) every image comes exactly once, in the order of ``indices``. Each of ``world_size`` processes
-    gets its own part of the same order: global batch k of size ``batch_size * world_size`` holds the same images
-    however many processes share it. All processes get the same number of batches; in evaluation the last one may be
-    shorter on some of them, even empty, so nothing is repeated or padded.
+    gets its own part of the same order, whose global batches of ``batch_size * world_size`` images are the same however
+    many processes share them. All get the same number of batches; in evaluation the last one may be shorter on some
+    processes, even empty, so nothing is repeated or padded.
     """
 
     images: Tensor  # all images, uint8 (N, C, H, W); may be memory-mapped or on an accelerator
@@ -60,11 +60,13 @@ class BatchLoader:
     batch_size: int  # images per batch and process
     _: KW_ONLY
     shuffle: bool = False  # whether this is the training order
-    draw: Callable[[torch.Generator], Tensor] | None = None  # of M places, M of an epoch; None for each once, shuffled
+    weights: Tensor | None = None  # how often each of the M is drawn, float64 (M,); None for each once, shuffled
     seed: int = 0  # decides the order, together with the epoch
     rank: int = 0  # number of this process
     world_size: int = 1
     pin_memory: bool = False  # put batches in page-locked memory, from which a GPU copies faster
+
+    batch_sampler = None  # the Trainer asks for it wherever there is a sampler
 
     def __post_init__(self) -> None:
         if self.shuffle and len(self.indices) < self.world_size:
@@ -73,17 +75,10 @@ class BatchLoader:
         self.batches_done = 0  # of the current epoch
         self._first_batch = 0  # where the next iteration starts; not 0 only after load_state_dict
 
-    batch_sampler = None  # the Trainer asks for it wherever there is a sampler
-
     @property
     def sampler(self) -> "BatchLoader":
         """Where the Trainer looks for ``set_epoch``."""
         return self
-
-    @property
-    def order_depends_on(self) -> list[int]:
-        """What an epoch that goes on needs the same beside its batches' size, the seed and its number."""
-        return []
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; the Trainer calls this before every epoch."""
@@ -103,9 +98,11 @@ class BatchLoader:
 
     def order(self) -> Tensor:
         """Indices of this process's images in the current epoch's order, int64."""
-        order, generator = self.indices, seeded_generator(self.seed, self.epoch)
-        if self.shuffle:
-            order = order[self.draw(generator) if self.draw else torch.randperm(len(order), generator=generator)]
+        order, count, generator = self.indices, len(self.indices), seeded_generator(self.seed, self.epoch)
+        if self.shuffle and self.weights is None:
+            order = order[torch.randperm(count, generator=generator)]
+        elif self.shuffle and self.weights is not None:
+            order = order[self.weights.multinomial(count, replacement=True, generator=generator)]
         return order[: self._used()][self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -131,5 +128,5 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a stored place: the next iteration starts with the first batch that was not yet cut."""
-        self.epoch, self.batches_done = state["epoch"], state["batches_done"]
-        self._first_batch = self.batches_done
+        self.epoch = state["epoch"]
+        self.batches_done = self._first_batch = state["batches_done"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torchvision import datasets
 
 from data_modules.base import Arrays, ImageDataModule, Split
 from data_modules.errors import DataError
@@ -23,7 +24,7 @@ class CIFAR10(ImageDataModule):
 
     Args:
         mirror: Address of another server's ``cifar-10-python.tar.gz``; the authors' own server is a slow one.
-        options: What every data set takes; see `ImageDataModule`.
+        options: Those of every data set.
     """
 
     class_names: ClassVar = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -60,8 +61,6 @@ class CIFAR10(ImageDataModule):
             raise DataError(f"CIFAR-10 is not in {self.data_dir}; fetch it with {command}") from error
 
     def _read(self, **options: bool) -> Arrays:
-        from torchvision import datasets  # only here: importing it takes a second
-
         class Source(datasets.CIFAR10):
             url = self.mirror or datasets.CIFAR10.url
 

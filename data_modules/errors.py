@@ -1,6 +1,7 @@
 """What a data set has to say to its user. Nothing here imports torch."""
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable
 
 
 class DataError(Exception):
@@ -23,6 +24,13 @@ def some(names: Iterable[str]) -> str:
     """Names joined by commas, of many only the first ten."""
     names = list(names)
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def unknown(what: str, name: str, allowed: Collection[str], how: str = "") -> OptionError:
+    """The error for a name that is not among the allowed ones, with the nearest of these."""
+    near = difflib.get_close_matches(name, allowed, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return OptionError(f"unknown {what} '{name}'.{hint} Allowed: {', '.join(allowed)}{how}")
 
 
 def require(option: str, value: object, is_right: bool, allowed: str) -> None:

@@ -4,7 +4,6 @@ Source: https://arxiv.org/abs/1708.07747; files and their format: https://github
 """
 
 import gzip
-import math
 import tempfile
 import zlib
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import datasets
 
 from data_modules.base import Arrays, ImageDataModule, Split
 from data_modules.errors import DataError
@@ -27,9 +27,9 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 class FashionMNIST(ImageDataModule):
     """Fashion-MNIST in full: 60,000 images to train and validate on, 10,000 to test.
 
-    The four published files are read, gzipped or not, from ``data_dir``, from ``data_dir/FashionMNIST/raw`` (where
-    torchvision puts them), or from where Debian's package dataset-fashion-mnist installs them. If none of these
-    folders has all four, torchvision downloads them.
+    The four published files are read, gzipped or not, from ``data_dir``, from ``data_dir/FashionMNIST/raw``, or from
+    where Debian's package dataset-fashion-mnist installs them. If none of these folders has all, torchvision downloads
+    them.
     """
 
     class_names: ClassVar = [
@@ -43,19 +43,17 @@ class FashionMNIST(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Download the files, unless this machine has them; raises DataError if they cannot be had."""
-        root = Path(self.data_dir)
-        if self.folder() is None:
-            with download(root, "Fashion-MNIST", self._help()):
-                if self.folder() is None:  # nobody else downloaded them while this process waited
-                    from torchvision import datasets  # only here: importing it takes longer than reading the images
-
-                    # What torchvision leaves behind when it is interrupted looks complete, so it works somewhere else.
-                    with tempfile.TemporaryDirectory(dir=root) as work:
-                        datasets.FashionMNIST(work, download=True)
-                        target = root / "FashionMNIST" / "raw"
-                        target.mkdir(parents=True, exist_ok=True)
-                        for name in NAMES:
-                            Path(work, "FashionMNIST", "raw", name).replace(target / name)
+        if self.folder() is not None:
+            return
+        with download(Path(self.data_dir), "Fashion-MNIST", self._help()):
+            if self.folder() is None:  # nobody else downloaded them while this process waited
+                target = Path(self.data_dir, "FashionMNIST", "raw")
+                target.mkdir(parents=True, exist_ok=True)
+                # What torchvision leaves behind when it is interrupted looks complete, so it works somewhere else.
+                with tempfile.TemporaryDirectory(dir=target) as work:
+                    datasets.FashionMNIST(work, download=True)
+                    for name in NAMES:
+                        Path(work, "FashionMNIST", "raw", name).replace(target / name)
 
     def load(self, split: Split) -> Arrays | None:
         """Read the published training or test set; see `ImageDataModule.load`."""
@@ -91,9 +89,9 @@ def read_idx(path: Path) -> Tensor:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as source:
             data = bytearray(source.read())
+        if data[:3] != b"\0\0\x08":
+            raise ValueError("it is not an IDX file of bytes")
         shape = np.frombuffer(data, ">u4", data[3], 4).tolist()
-        if data[:3] != b"\0\0\x08" or len(data) != 4 + 4 * len(shape) + math.prod(shape):
-            raise ValueError("it is not an IDX file of bytes, or not all of it")
-    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+        return torch.frombuffer(data, dtype=torch.uint8, offset=4 + 4 * len(shape)).view(shape)
+    except (OSError, EOFError, zlib.error, ValueError, IndexError, RuntimeError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it, and it will be downloaded") from error
-    return torch.frombuffer(data, dtype=torch.uint8, offset=4 + 4 * len(shape)).view(shape)

@@ -86,8 +86,6 @@ def download(folder: Path, name: str, help_text: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name.lower().replace('-', '_')}.lock"):
             yield
-    except DataError:
-        raise
     except Exception as error:  # of the network, the disk, damaged archives
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name} could not be had ({reason}).\n{help_text}") from error

@@ -17,7 +17,7 @@ from data_modules.images.dataset import ImageFiles, Listing
 
 COLUMNS = ("file", "label", "split", "group", "weight")  # the first two are needed
 Rows = list[tuple[int, list[str]]]  # number of each row, and its cells
-YES_NO = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 
 class ImageTable(ImageFiles):
@@ -58,13 +58,14 @@ class ImageTable(ImageFiles):
         places.append(Path(self.data_dir, table))
         self.table = next((place for place in places if place.is_file()), places[0])
         self._listed_by += f" {self.table.resolve()}"
-        self.columns = dict(columns or {})
+        self.columns, self.delimiter = dict(columns or {}), delimiter
         for name in self.columns:
             require("columns", self.columns, name in COLUMNS, f"names for some of {', '.join(COLUMNS)}")
         label = self.columns.get("label", "label")
-        by_column, self.delimiter = not {",", "*"}.isdisjoint(label), delimiter
-        # Of the columns of 0 and 1: patterns of their names, and the place of each.
-        self._patterns, self._classes = label.split(",") if by_column else [], dict[str, int]()
+        by_column = not {",", "*"}.isdisjoint(label)
+        self._patterns = label.split(",") if by_column else []  # of the names of the columns of 0 and 1
+        self._places, self._classes = dict[str, int](), dict[str, int]()  # of the columns, and of those of 0 and 1
+        self._seen = dict[str | float, tuple[str, int]]()  # each file, and each label that is a number: text and row
         self.multi_label = by_column or delimiter != ""
         require("delimiter", delimiter, not (by_column and delimiter), "left out: each class has a column")
         several = "shuffled or weighted where images have several labels; in the loss: --class_weights balanced"
@@ -72,72 +73,69 @@ class ImageTable(ImageFiles):
 
     def list_images(self) -> Listing:
         """Names of the classes, and all images in the order of the table."""
-        rows = self._read()
+        rows, images, wrong = self._read(), list[dict[str, Any]](), list[str]()
         if len(rows) < 2:
             raise DataError(f"{self.table} has no rows below its header")
-        columns = self._find_columns(rows[0][1])
-        values: dict[str, list[str]] = {column: [] for column in columns}
-        wrong, width, paths, spelled = [], len(rows[0][1]), dict[str, int](), dict[float, tuple[str, int]]()
-        labels = list[list[str]]()  # of each image
-        for number, cells in rows[1:]:
-            if len(cells) != width:
-                wrong.append(f"row {number} has {len(cells)} cells, the header {width} (quote a cell with a delimiter)")
-                continue
-            row = {column: cells[place] for column, place in columns.items()}
-            row |= {name: _plain(row[name]) for name in ("label", "group") if name in row}
-            for name, cell in row.items():
-                values[name].append(cell)
-            path = os.path.normpath(os.path.join(self.data_dir, row["file"]))
-            if not row["file"]:
-                wrong.append(f"row {number} has no file")
-            elif (first := paths.setdefault(path, number)) != number:
-                wrong.append(f"row {number} names the file of row {first} again: {row['file']}")
-            elif self.on_error == "stop" and not os.path.isfile(path):
-                wrong.append(f"row {number}: no such file: {path}")
-            found, reasons = self._labels_in(row.get("label", ""), cells)
-            labels.append(found)
-            wrong += [f"row {number}{reason}" for reason in reasons]
-            for label in found:
-                if re.fullmatch(r"[+-]?\d+(\.\d*)?", label):  # 1, 1.0 and 01 are one class, or a mistake
-                    text, earlier = spelled.setdefault(float(label), (label, number))
-                    if text != label:
-                        wrong.append(f"row {number}: label {label} is {text} in row {earlier}; write it in one way")
-            if row.get("split", "train") not in SPLITS:
-                wrong.append(f"row {number}: split '{row['split']}'; allowed: {', '.join(SPLITS)}")
-            if not _is_weight(row.get("weight", "1")):
-                wrong.append(f"row {number}: weight '{row['weight']}'; it must be a number from 0 on")
-        given = {label for found in labels for label in found}
-        if absent := [name for name in self._classes if name not in given]:
-            wrong.append(f"row 1: no image is of the class {some(absent)}; leave out the column")
-        if self.delimiter and all(len(found) < 2 for found in labels) and not wrong:
-            wrong.append(f"no label has a '{self.delimiter}', row {rows[1][0]} for instance is '{values['label'][0]}'")
+        header = rows[0][1]
+        self._find_columns(header)
+        for row, cells in rows[1:]:
+            if len(cells) != len(header):
+                wrong += [f"row {row} has {len(cells)} cells, the header {len(header)} (quote a cell with a delimiter)"]
+            else:
+                image, mistakes = self._image(row, cells)
+                images.append(image)
+                wrong += [f"row {row}{mistake}" for mistake in mistakes[:1]]
+        labels = [image["labels"] for image in images]
+        names = sorted({name for found in labels for name in found})
+        if absent := self._classes.keys() - names:
+            wrong.append(f"row 1: no image is of the class {some(sorted(absent))}; leave out the column")
+        if self.delimiter and not wrong and all(len(found) < 2 for found in labels):
+            first = f"row {rows[1][0]} for instance is '{''.join(labels[0])}'"
+            wrong.append(f"no label has a '{self.delimiter}', {first}")
         if wrong:
             raise DataError(" ".join(f"{self.table}: {some(wrong)}".split()))  # a cell may have several lines
-        if len(names := sorted(given)) < 2:
+        if len(names) < 2:
             raise DataError(f"{self.table} has only one label, {names[0]}; a classifier needs two or more")
-        label_of = {name: label for label, name in enumerate(names)}
-        numbers: Any = [[int(name in found) for name in names] for found in labels] if self.multi_label else []
-        splits: Any = values.get("split", ["train"] * len(labels))
-        weights = [*map(float, values.get("weight", []))]
-        numbers = numbers or [label_of[name] for (name,) in labels]
-        return Listing(names, values["file"], numbers, splits, values.get("group", []), weights)
+        if self.multi_label:
+            numbers: Any = [[int(name in found) for name in names] for found in labels]
+        else:
+            label_of = {name: label for label, name in enumerate(names)}
+            numbers = [label_of[name] for (name,) in labels]
+        files, splits = ([image[column] for image in images] for column in ("file", "split"))
+        groups = [_plain(image["group"]) for image in images if "group" in self._places]
+        weights = [float(image["weight"]) for image in images if "weight" in self._places]
+        return Listing(names, files, numbers, splits, groups, weights)
 
-    def _labels_in(self, label: str, cells: list[str]) -> tuple[list[str], list[str]]:
-        """The labels of a row, and what is wrong with them."""
-        if self._classes:
-            said = {name: YES_NO.get(cells[place].lower()) for name, place in self._classes.items()}
-            bad = [name for name, yes in said.items() if yes is None]
-            wrong = [f": {name} is '{cells[self._classes[name]]}'; allowed: 0, 1" for name in bad]
-            return [name for name, yes in said.items() if yes], wrong
-        if self.delimiter and not label:
-            return [], []
-        labels = [*map(str.strip, label.split(self.delimiter))] if self.delimiter else [label]
-        wrong = [f" has no label{f' beside a {self.delimiter}' if self.delimiter else ''}"] if "" in labels else []
-        twice = sorted({name for name in labels if name and labels.count(name) > 1})
-        return labels, wrong + [f" has the label {name} twice" for name in twice]
+    def _image(self, row: int, cells: list[str]) -> tuple[dict[str, Any], list[str]]:
+        """What a row says of its image, and what is wrong with it."""
+        image: dict[str, Any] = {"split": "train", "weight": "1"}
+        image |= {column: cells[place] for column, place in self._places.items()}
+        said = {name: cells[place].lower() for name, place in self._classes.items()}
+        label = _plain(image.get("label", ""))
+        labels = [name for name, word in said.items() if word in YES] if said else [label]
+        if self.delimiter:
+            labels = [*map(str.strip, label.split(self.delimiter))] if label else []
+        path = os.path.normpath(os.path.join(self.data_dir, image["file"]))
+        _, first = self._seen.setdefault(path, ("", row))
+        checks = {
+            " has no file": not image["file"],
+            f" names the file of row {first} again: {image['file']}": first != row,
+            f": no such file: {path}": self.on_error == "stop" and not os.path.isfile(path),
+            f": split '{image['split']}'; allowed: {', '.join(SPLITS)}": image["split"] not in SPLITS,
+            f": weight '{image['weight']}'; it must be a number from 0 on": not _is_weight(image["weight"]),
+            f" has no label{f' beside a {self.delimiter}' if self.delimiter else ''}": "" in labels,
+        }
+        wrong = [mistake for mistake, is_wrong in checks.items() if is_wrong]
+        wrong += [f": {name} is '{word}'; allowed: 0, 1" for name, word in said.items() if word not in YES + NO]
+        wrong += [f" has the label {label} twice" for label in labels if labels.count(label) > 1]
+        for label in labels:
+            if re.fullmatch(r"[+-]?\d+(\.\d*)?", label):  # 1, 1.0 and 01 are one class, or a mistake
+                text, first = self._seen.setdefault(float(label), (label, row))
+                wrong += [f": label {label} is {text} in row {first}; write it in one way"] if text != label else []
+        return image | {"labels": labels}, wrong
 
-    def _find_columns(self, header: list[str]) -> dict[str, int]:
-        """Place of each column that the table has."""
+    def _find_columns(self, header: list[str]) -> None:
+        """Find the place of each column that the table has."""
         names = {column: self.columns.get(column, column) for column in COLUMNS}
         if self._patterns:
             del names["label"]
@@ -148,14 +146,14 @@ class ImageTable(ImageFiles):
             if header.count(name) > 1 or (needed and name not in header):
                 found = f"{header.count(name) or 'no'} columns '{name}' in row 1: {some(header)}"
                 raise DataError(f"{self.table} has {found}; say which is the {column}: --data.columns.{column} NAME")
+        self._places = {column: header.index(name) for column, name in names.items() if name in header}
         self._classes = {_plain(name): header.index(name) for name in classes}
         if unused := [name for name in others if name not in classes]:
             say(f"{self.table}: columns that are not used: {some(unused)}")
-        has_weights, weighted = names["weight"] in header, self.sampling == "weighted"
+        has_weights, weighted = "weight" in self._places, self.sampling == "weighted"
         require("sampling", self.sampling, has_weights or not weighted, "another one: the table has no column weight")
         if has_weights and not weighted:
             say(f"{self.table}: the column {names['weight']} is not used; --data.sampling weighted draws images by it")
-        return {column: header.index(name) for column, name in names.items() if name in header}
 
     def _read(self) -> Rows:
         """The rows of the table, the header first; empty ones are left out, but count."""

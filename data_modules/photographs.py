@@ -1,7 +1,6 @@
-"""What augmentation does to photographs, image by image, once it has been drawn.
+"""What augmentation does to photographs, image by image, once it has been drawn: move pixels, change colours, erase.
 
-All that moves pixels is one affine map, through which each image is sampled once; then come the colours, then what is
-erased. It is the same on every device, but for a rounding. Images are uint8 (B, C, H, W), and nothing waits for CUDA.
+It is the same on every device, but for a rounding. Images are uint8 (B, C, H, W), and nothing waits for CUDA.
 """
 
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 Size = tuple[int, int]  # height and width
 
@@ -38,20 +38,12 @@ def to_pixels(values: Tensor) -> Tensor:
     return values.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def mean_colour(images: Tensor) -> Tensor:
-    """The mean of each channel, uint8 (B, C, 1, 1)."""
-    return images.float().mean((2, 3), keepdim=True).to(torch.uint8)
-
-
 def covered(images: Tensor, boxes: Tensor) -> Tensor:
     """Which pixels lie in each image's box (left, top, width, height; (B, 4) on the device), bool (B, 1, H, W)."""
     rows, columns = (torch.arange(length, device=images.device) for length in images.shape[2:])
     left, top, width, height = boxes.T[..., None]  # (B, 1) each
     in_rows, in_columns = (rows >= top) & (rows < top + height), (columns >= left) & (columns < left + width)
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-
-
-# --- places -----------------------------------------------------------------------------------------------------------
 
 
 def cut(images: Tensor, maps: Tensor, parts: Tensor, size: Size) -> Tensor:
@@ -62,7 +54,7 @@ def cut(images: Tensor, maps: Tensor, parts: Tensor, size: Size) -> Tensor:
 
 
 def straight(images: Tensor, maps: Tensor, _: Tensor, size: Size) -> Tensor:
-    """Do the same to all images at once, as two products of matrices."""
+    """Do the same to all images at once, as two products of matrices: other devices cannot wait for each image."""
 
     def weights(axis: int, length: int, count: int) -> Tensor:
         """Share of each pixel of a line in each one of the result, float (B, count, length): PIL's bilinear filter."""
@@ -86,9 +78,6 @@ def oblique(images: Tensor, maps: Tensor, size: Size) -> Tensor:
     return to_pixels(F.avg_pool2d(samples, finer) if finer > 1 else samples)
 
 
-# --- colours ----------------------------------------------------------------------------------------------------------
-
-
 def recolour(images: Tensor, factors: Tensor) -> Tensor:
     """Multiply brightness, contrast and saturation by the factors of each image, (B, 3)."""
     channels, pixels = images.shape[1], images.float()
@@ -100,14 +89,15 @@ def recolour(images: Tensor, factors: Tensor) -> Tensor:
     return to_pixels(pixels.mul_(brightness * contrast * saturation).add_(offset))
 
 
+def by_channel(images: Tensor) -> Tensor:
+    """Each channel as an image of its own, (B C, 1, H, W): torchvision takes one channel or three."""
+    return images.flatten(0, 1)[:, None]
+
+
 def sharpness(images: Tensor, strengths: Tensor) -> Tensor:
-    """Take the difference of a pixel from those around it away, or double it; with PIL's filter."""
-    pixels = images.float()
-    lines = (pixels[:, :, :-2] + pixels[:, :, 1:-1]).add_(pixels[:, :, 2:])  # (B, C, H - 2, W)
-    around = (lines[..., :-2] + lines[..., 1:-1]).add_(lines[..., 2:])  # (B, C, H - 2, W - 2), nine pixels
-    inner = pixels[:, :, 1:-1, 1:-1]
-    inner += 0.99 / 13 * strengths[:, None, None, None] * (9 * inner - around)
-    return to_pixels(pixels)
+    """Take the difference of a pixel from those around it away, or double it."""
+    soft = tv.adjust_sharpness(by_channel(images), 0).view_as(images).float()
+    return to_pixels(torch.lerp(images.float(), soft, -0.99 * strengths[:, None, None, None]))
 
 
 def posterize(images: Tensor, strengths: Tensor) -> Tensor:
@@ -123,21 +113,12 @@ def solarize(images: Tensor, strengths: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     """Stretch what a channel has of the range to all of it."""
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)  # (B, C, 1, 1)
-    low = torch.where(high > low, low, 0)  # a channel of one level stays as it is
-    return to_pixels((images - low) * (255 / torch.where(low < high, high - low, 255)))
+    return tv.autocontrast(by_channel(images)).view_as(images)
 
 
 def equalize(images: Tensor, _: Tensor) -> Tensor:
-    """Give all levels of a channel the same share of the pixels, as far as a table can; PIL's table."""
-    levels = images.flatten(0, 1).flatten(1).long()  # (B C, H W)
-    places = levels + torch.arange(0, 256 * len(levels), 256, device=images.device)[:, None]
-    ones = places.new_ones(1).expand(places.numel())
-    counts = places.new_zeros(256 * len(levels)).scatter_add_(0, places.flatten(), ones).view(-1, 256)
-    step = (levels.shape[1] - counts.gather(1, levels.amax(1, keepdim=True))) // 255  # (B C, 1)
-    table = ((counts.cumsum(1) - counts + step // 2) // step.clamp(min=1)).clamp_(max=255)  # (B C, 256)
-    table = torch.where(step > 0, table, torch.arange(256, device=images.device)).to(torch.uint8)
-    return table.gather(1, levels).view_as(images)
+    """Give all levels of a channel the same share of the pixels, as far as a table can."""
+    return tv.equalize(images)
 
 
 FILTERS = [sharpness, posterize, solarize, autocontrast, equalize]
@@ -145,11 +126,8 @@ FILTERS = [sharpness, posterize, solarize, autocontrast, equalize]
 
 def erase(images: Tensor, boxes: Tensor) -> Tensor:
     """Paint a box (B, 4) of each image with the image's mean colour."""
-    box = covered(images, boxes)
-    return images * ~box + mean_colour(images) * box  # several times as fast as torch.where
-
-
-# --- all of it --------------------------------------------------------------------------------------------------------
+    box, mean = covered(images, boxes), images.float().mean((2, 3), keepdim=True).to(torch.uint8)  # (B, C, 1, 1)
+    return images * ~box + mean * box  # several times as fast as torch.where
 
 
 def _change(result: Tensor, images: Tensor, rows: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> None:
@@ -164,16 +142,7 @@ def _change(result: Tensor, images: Tensor, rows: Tensor, change: Callable[..., 
 
 
 def change_images(images: Tensor, changes: Changes, size: Size | None) -> Tensor:
-    """Do what was drawn, in a copy.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        changes: For each image, on the CPU.
-        size: Height and width of the result; None if nothing moves.
-
-    Returns:
-        uint8 (B, C, *size).
-    """
+    """Do to images (B, C, H, W) what was drawn, in a copy of this size; it is None if nothing moves."""
 
     def rows(chosen: Tensor) -> Tensor:
         return chosen.nonzero()[:, 0]  # on the CPU, so that their number is known

@@ -75,13 +75,14 @@ def measured(data: ImageDataModule) -> tuple[list[float], list[float]]:
 def font_for(names: Sequence[str]) -> list[str]:
     """Families of fonts, for matplotlib's "font.family": its own, and others that have the letters it lacks."""
     own, missing = font_manager.FontProperties(), set("".join(names)) - {"\n"}
-    installed = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]  # all boxes
-    installed.sort(key=lambda font: (font.style != "normal", font.name, font.fname))
+    missing -= _letters(font_manager.findfont(own))
     families = [own.get_name()]
-    for family, path in [(families[0], font_manager.findfont(own)), *((font.name, font.fname) for font in installed)]:
-        if missing and (found := missing & _letters(path)):
+    boxes = "Last Resort"  # for every letter
+    fonts = [font for font in font_manager.fontManager.ttflist if boxes not in font.name]
+    for font in sorted(fonts, key=lambda font: (font.style != "normal", font.name, font.fname)):
+        if missing and (found := missing & _letters(font.fname)):
             missing -= found
-            families += [family] if family not in families else []
+            families.append(font.name)
     return families
 
 
@@ -110,28 +111,20 @@ def captioned(images: Sequence[NDArray[np.uint8]], texts: Sequence[str], title: 
     return figure
 
 
-def _rows_of(labels: Tensor, label: int) -> Tensor:
-    """Places of the first ten images of a class."""
-    return (labels == label if labels.ndim == 1 else labels[:, label] > 0).nonzero().squeeze(1)[:COLUMNS]
-
-
-def sample_rows(labels: Tensor) -> Tensor:
-    """Places of the first ten images of each of the first 50 classes, int64 (M,), by labels int64 (N,) or (N, K)."""
-    classes = labels.unique().tolist() if labels.ndim == 1 else range(labels.shape[1])
-    return torch.cat([_rows_of(labels, label) for label in classes[:MOST_CLASSES]]).unique()
-
-
-def sample_sheet(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> Figure:
+def sample_sheet(images: Tensor, labels: Tensor, indices: Tensor, class_names: Sequence[str]) -> Figure:
     """Draw the name and the first ten images of each class, of many classes the first 50, one class in a row.
 
-    Images are uint8 (N, C, H, W), gray or colour, on any device; labels int64 (N,), or 0 or 1 (N, K).
+    Images, labels and which of them to look at are as `ImageDataModule.split` gives them.
     """
-    names, images, labels = drawable(class_names[:MOST_CLASSES]), images.cpu(), labels.cpu()
-    _, _, height, width = images.shape
+    names, labels = drawable(class_names[:MOST_CLASSES]), labels.cpu()[indices]
+    members = [labels == label if labels.ndim == 1 else labels[:, label] > 0 for label in range(len(names))]
+    rows = [indices[of_class][:COLUMNS] for of_class in members]
+    shown = images[torch.cat(rows)].cpu()  # (M, C, H, W)
+    height, width = shown.shape[2:]
     gap = max(2, width // 16)
     sheet = np.full((len(names) * (height + gap) - gap, COLUMNS * (width + gap) - gap, 3), 255, np.uint8)
-    for row in range(len(names)):
-        for column, image in enumerate(images[_rows_of(labels, row)]):  # (C, H, W)
+    for row, of_class in enumerate(shown.split([*map(len, rows)])):
+        for column, image in enumerate(of_class):  # (C, H, W)
             top, left = row * (height + gap), column * (width + gap)
             sheet[top : top + height, left : left + width] = image.permute(1, 2, 0)  # gray spreads to three channels
 

@@ -11,7 +11,7 @@ import jsonargparse
 from data_modules import DATA_SETS, DataNote, data_class
 from data_modules.images.dataset import ImageFiles
 from data_modules.images.shard_writer import write_shards
-from data_modules.sheets import print_report, sample_rows, sample_sheet
+from data_modules.sheets import print_report, sample_sheet
 from lit_nn.engine.console import check_figure, command, unknown_option
 from lit_nn.engine.option_checks import check_data_dir
 from lit_nn.errors import UsageError
@@ -54,11 +54,9 @@ def main(words: list[str]) -> None:
             print(f"{parts} images, {index['images_per_shard']:,} in a shard: --data image_stream --data_dir {out}")
             return
         data.prepare_data()
-        images, labels, indices = data.split("train")
-        data.split("test")
+        train, _ = data.split("train"), data.split("test")
     print_report(data)
-    rows = indices[sample_rows(labels[indices])]
-    sample_sheet(images[rows], labels[rows], data.class_names).savefig(sheet)
+    sample_sheet(*train, data.class_names).savefig(sheet)
     print(f"Samples of the training images: {sheet}")
 
 

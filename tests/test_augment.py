@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -44,7 +43,7 @@ def assert_close(image: Tensor, expected: Tensor, levels: int) -> None:
     assert (image.int() - expected.int()).abs().max() <= levels
 
 
-@pytest.mark.parametrize("spec", [*AUGMENTATIONS, ",".join(AUGMENTATIONS)])
+@pytest.mark.parametrize("spec", ["none", *AUGMENTATIONS, ",".join(AUGMENTATIONS)])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 48, 20), (1, 1, 1)])
 def test_keeps_its_promises(spec: str, shape: tuple[int, int, int]) -> None:
     images, labels = batch(64, *shape)
@@ -63,7 +62,7 @@ def test_keeps_its_promises(spec: str, shape: tuple[int, int, int]) -> None:
     else:
         assert targets.equal(labels)
     if shape != (1, 1, 1) and spec != "flip_alternating":
-        assert not first.equal(run(spec, images, labels, seed=1)[0])
+        assert first.equal(run(spec, images, labels, seed=1)[0]) == (spec == "none")
 
 
 @pytest.mark.parametrize("spec", [name for name in AUGMENTATIONS if name != "flip_alternating"])
@@ -76,14 +75,6 @@ def test_equal_images_come_out_different(spec: str) -> None:
     augmented = run(spec, same, labels)[0]
     few = {"flip": 2, "vertical_flip": 2, "quarter_turn": 4}
     assert len(augmented.flatten(1).unique(dim=0)) >= few.get(spec, 15)
-
-
-def test_none_changes_nothing() -> None:
-    images, labels = batch()
-    assert Augment("none").names == []
-    augmented, same_labels = run("none", images, labels)
-    assert augmented.equal(images)
-    assert same_labels.equal(labels)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 20)])
@@ -144,8 +135,7 @@ def test_cutout_and_erase_paint_a_box_with_the_mean() -> None:
     heights, widths = painted("erase", 500, 60, 40)
     assert 200 < (heights > 0).sum() < 300  # of every other image
     area = (heights * widths)[heights > 0] / (60 * 40)
-    assert 0.015 < area.min() < 0.05
-    assert 0.28 < area.max() < 0.36
+    assert [*area.aminmax()] == pytest.approx([0.03, 0.32], abs=0.04)
 
 
 def test_brightness_contrast_is_one_line_for_each_image() -> None:
@@ -153,10 +143,8 @@ def test_brightness_contrast_is_one_line_for_each_image() -> None:
     augmented = run("brightness_contrast", ramp, torch.zeros(500, dtype=torch.long))[0].float().flatten(1)  # (B, 256)
     slope = (augmented[:, 148] - augmented[:, 108]) / 40
     shift = augmented[:, 127:129].mean(1) - 127.5
-    assert 0.77 < slope.min() < 0.83
-    assert 1.17 < slope.max() < 1.23
-    assert -52 < shift.min() < -45
-    assert 45 < shift.max() < 52
+    assert [*slope.aminmax()] == pytest.approx([0.8, 1.2], abs=0.03)
+    assert [*shift.aminmax()] == pytest.approx([-51, 51], abs=6)
     assert (augmented.diff(dim=1) >= 0).all()
 
 
@@ -227,7 +215,7 @@ def by_torchvision(image: Tensor, number: int, strength: float) -> Tensor:
 def test_every_operation_of_trivial_is_torchvisions() -> None:
     images, labels = smooth(300, 3, 56, 70), torch.zeros(300, dtype=torch.long)
     again = draws()
-    operations, strengths = again.randint(14, 300).tolist(), (2 * again.rand(300) - 1).tolist()
+    operations, strengths = (14 * again.rand(300)).long().tolist(), (2 * again.rand(300) - 1).tolist()
     assert set(operations) == set(range(14))
     results = run("trivial", images, labels)[0]
     for image, result, number, strength in zip(images, results, operations, strengths, strict=True):
@@ -248,7 +236,7 @@ def test_color_multiplies_brightness_contrast_and_saturation() -> None:
 def test_rotate_and_translate_make_one_map() -> None:
     images, labels = smooth(100, 3, 48, 64), torch.zeros(100, dtype=torch.long)
     again = draws()
-    angles, shifts = (15 * (2 * again.rand(100) - 1)).tolist(), (again.rand(2, 100).T - 0.5).tolist()
+    shifts, angles = (again.rand(2, 100).T - 0.5).tolist(), (15 * (2 * again.rand(100) - 1)).tolist()
     results = run("rotate,translate", images, labels)[0]
     for image, result, angle, (x, y) in zip(images, results, angles, shifts, strict=True):
         expected = affine(affine(image, x=-8 * x, y=-6 * y), -angle)  # shifted by up to a sixteenth of its sides
@@ -268,12 +256,11 @@ def test_all_at_once_is_one_by_one(change: Callable[..., Tensor]) -> None:
     """Other devices than the CPU get the whole batch."""
     images, numbers = smooth(20, 3, 24, 30), torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
     images[0] = 3  # of one level
-    what: dict[Any, tuple[Any, ...]] = {
+    values, *size = {
         photographs.recolour: (2 * numbers[:, :3],),
         photographs.erase: ((20 * numbers[:, :4]).long(),),
         photographs.oblique: (numbers.view(20, 2, 3), (10, 12)),
-    }
-    values, *size = what.get(change, (2 * numbers[:, 0] - 1,))
+    }.get(change, (2 * numbers[:, 0] - 1,))
     each = [change(images[row : row + 1], values[row : row + 1], *size) for row in range(20)]
     assert_close(change(images, values, *size), torch.cat(each), 1)
 
@@ -289,20 +276,13 @@ def test_all_devices_resize_alike() -> None:
         assert_close(photographs.straight(images, maps.expand(20, 2, 3), part, size), expected, 1)
 
 
-@pytest.mark.parametrize("spec", [",".join(SINGLE), "crop,flip,trivial,erase", "vertical_flip,quarter_turn,color"])
-def test_the_number_of_processes_changes_nothing(spec: str) -> None:
+@pytest.mark.parametrize("spec", [",".join(SINGLE), "erase,trivial,flip,crop", "vertical_flip,quarter_turn,color"])
+def test_the_number_of_processes_and_the_order_of_the_names_change_nothing(spec: str) -> None:
     images, labels = batch(64)
-    whole = Augment(spec)(images, labels, K, draws(), size=(24, 20))[0]
+    whole = Augment(", ".join(reversed(spec.split(","))))(images, labels, K, draws(), size=(24, 20))[0]
     for rank in range(4):
         mine = images[rank::4], labels[rank::4]
         assert Augment(spec)(*mine, K, draws(0, rank, 4), size=(24, 20))[0].equal(whole[rank::4])
-
-
-def test_order_of_the_names_does_not_matter() -> None:
-    images, labels = batch()
-    for one, other in [("flip,translate", "translate, flip"), ("mixup,cutout", "cutout,mixup")]:
-        for left, right in zip(run(one, images, labels), run(other, images, labels), strict=True):
-            assert left.equal(right)
 
 
 @pytest.mark.gpu

@@ -4,7 +4,6 @@ import io
 import itertools
 import warnings
 from contextlib import nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -21,7 +20,7 @@ from data_modules.batches import BatchLoader, seeded_generator
 from data_modules.fashion_mnist import FashionMNIST
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from data_modules.files import atomic_path
-from data_modules.sampling import balanced_draws, stratified_split
+from data_modules.sampling import stratified_split
 from data_modules.sheets import drawable, font_for, sample_sheet
 
 SAMPLE = ROOT / "data_modules" / "fashion_mnist_sample.npz"
@@ -64,22 +63,6 @@ def test_training_drops_an_incomplete_last_batch_unless_it_is_the_only_one(count
     cut = numbers(loader(count, shuffle=True))
     assert [len(batch) for batch in cut] == batches
     assert len(set(flat(cut))) == sum(batches)
-
-
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_balanced_sampling_draws_every_class_equally_often(world_size: int) -> None:
-    labels = torch.tensor([0] * 2700 + [1] * 270 + [3] * 30)
-    images, indices = torch.zeros(3000, 1, 1, 1, dtype=torch.uint8), torch.arange(3000)
-    drawn = []
-    for rank in range(world_size):
-        ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
-        batches = BatchLoader(images, labels, indices, 10, shuffle=True, draw=partial(balanced_draws, labels), **ranks)
-        drawn.append(batches.order())
-        assert drawn[-1].equal(batches.order())
-    counts = labels[torch.cat(drawn)].bincount()
-    assert counts.sum() == 3000
-    assert counts[2] == 0
-    assert all(900 < count < 1100 for count in counts[[0, 1, 3]])  # 1000 expected, standard deviation 26
 
 
 def test_large_images_come_in_the_same_order_and_state() -> None:
@@ -154,21 +137,35 @@ def test_a_validation_part_of_its_own_is_used_whole_and_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "message"),
+    ("shape", "dtype", "labels", "message"),
     [
-        (torch.zeros(2, 1, 4, 5).byte(), [0, 0], "not uint8"),
-        (torch.zeros(2, 1, 4, 4), [0, 0], "float32"),
-        (torch.zeros(3, 1, 4, 4).byte(), [0, 0], "not uint8"),
-        (torch.zeros(2, 1, 4, 4).byte(), [0, 2], "labels"),
-        (torch.zeros(0, 1, 4, 4).byte(), [], "labels"),
+        ((2, 1, 4, 5), torch.uint8, [0, 0], "not uint8"),
+        ((2, 1, 4, 4), torch.float32, [0, 0], "float32"),
+        ((3, 1, 4, 4), torch.uint8, [0, 0], "not uint8"),
+        ((2, 1, 4, 4), torch.uint8, [0, 2], "labels"),
+        ((0, 1, 4, 4), torch.uint8, [], "labels"),
     ],
 )
 def test_arrays_that_do_not_fit_the_description_are_refused(
-    images: torch.Tensor, labels: list[int], message: str, monkeypatch: Patch
+    shape: list[int], dtype: torch.dtype, labels: list[int], message: str, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(Tiny, "arrays", (images, torch.tensor(labels, dtype=torch.int64)))
+    monkeypatch.setattr(Tiny, "arrays", (torch.zeros(shape, dtype=dtype), torch.tensor(labels, dtype=torch.int64)))
     with pytest.raises(DataError, match=message):
         Tiny().split("train")
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_balanced_sampling_draws_every_class_equally_often(world_size: int, monkeypatch: Patch) -> None:
+    labels = torch.tensor([0] * 3000 + [1] * 300 + [3] * 33)
+    monkeypatch.setattr(Tiny, "class_names", ["a", "b", "c", "d"])
+    monkeypatch.setattr(Tiny, "arrays", (torch.zeros(3333, 1, 4, 4, dtype=torch.uint8), labels))
+    ranks = [Tiny(sampling="balanced", batch_size=10).train_dataloader() for _ in range(world_size)]
+    for rank, loader in enumerate(ranks):
+        loader.rank, loader.world_size = rank, world_size
+        assert loader.order().equal(loader.order())
+    counts = labels[torch.cat([loader.order() for loader in ranks])].bincount()
+    assert counts.tolist()[2] == 0
+    assert all(900 < count < 1100 for count in counts[[0, 1, 3]])  # 1000 expected, standard deviation 26
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------
@@ -229,7 +226,7 @@ def test_names_are_drawn_in_a_font_that_has_them() -> None:
     assert font_for(["cat", "café"]) == ["DejaVu Sans"]
     assert drawable(["cat", "café", "\U0003fffd"]) == ["cat", "café", "\\U0003fffd"]  # there are only boxes for it
     labels = torch.zeros(3, dtype=torch.int64)
-    figure = sample_sheet(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), labels, ["猫 \ue123"])
+    figure = sample_sheet(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), labels, torch.arange(3), ["猫 \ue123"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that a glyph is missing
         figure.savefig(io.BytesIO())

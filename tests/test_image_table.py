@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import script
+from conftest import Patch, Refused, Said, noise, script
 from PIL import Image
 from resume_runs import differences, finished, stopped_and_continued
 
@@ -20,27 +20,21 @@ from data_modules.image_folder import ImageFolder
 from data_modules.image_table import ImageTable
 from lit_nn.trained.predict import open_model
 
-Said = pytest.CaptureFixture[str]
 Cells = list[list[str]]
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
+def here(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def save(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(path)
 
 
 @pytest.fixture
 def cells() -> Cells:
     """Header and rows of a table of 40 images in pics/, 20 ants and 20 bees."""
+    Path("pics").mkdir()
     for number in range(40):
-        save(Path(f"pics/{number:02}.png"), number)
+        noise(number, 6, 6).save(f"pics/{number:02}.png")
     return [["file", "label"], *([f"{number:02}.png", ("ant", "bee")[number % 2]] for number in range(40))]
 
 
@@ -95,13 +89,9 @@ def test_delimiters_and_encodings_are_told_by_the_content(
     assert Counter(data._listing.labels) == {0: 18, 1: 20, 2: 2}
 
 
-def test_parquet(cells: Cells, here: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    columns: dict[str, list[Any]] = {
-        "file": [row[0] for row in cells[1:]],
-        "label": [number % 2 for number in range(40)],
-    }
+def test_parquet(cells: Cells) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns: dict[str, list[Any]] = {"file": [row[0] for row in cells[1:]], "label": [0, 1] * 20}
     parquet.write_table(pyarrow.table(columns), "pics/labels.parquet")
     assert ImageTable("pics/labels.parquet").class_names == ["0", "1"]
     columns["label"][6] = None
@@ -112,12 +102,11 @@ def test_parquet(cells: Cells, here: Path) -> None:
 
 @pytest.mark.parametrize("place", ["beside", "in data_dir", "elsewhere", "absolute"])
 def test_where_files_and_table_are_looked_for(place: str, cells: Cells, here: Path) -> None:
-    options: dict[str, Any] = {} if place == "beside" else {"data_dir": "pics"}
-    table = write(cells, "labels.csv" if place == "elsewhere" else "pics/labels.csv")
     if place == "absolute":
-        table = write([cells[0], *([str(here / "pics" / file), label] for file, label in cells[1:])], "labels.csv")
-    data = ImageTable("labels.csv" if place == "in data_dir" else table, **options)
-    images, _, rows = data.split("train")
+        cells = [cells[0], *([str(here / "pics" / file), label] for file, label in cells[1:])]
+    table = write(cells, "pics/labels.csv" if place in ("beside", "in data_dir") else "labels.csv")
+    options: dict[str, Any] = {} if place == "beside" else {"data_dir": "pics"}
+    images, _, rows = ImageTable("labels.csv" if place == "in data_dir" else table, **options).split("train")
     with Image.open(f"pics/{rows[0]:02}.png") as first:
         assert images[rows[0]].equal(torch.from_numpy(np.asarray(first).transpose(2, 0, 1).copy()))
 
@@ -146,9 +135,9 @@ def test_random_tables_keep_copies_and_groups_together(seed: int) -> None:
     random, cells = np.random.default_rng(seed), [["file", "label", "group"]]
     for number in range(count := int(random.integers(30, 80))):
         group = random.integers(count // 4)
-        save(Path(f"pics/{number}.{random.choice(['png', 'bmp'])}"), int(random.integers(count)))
-        cells.append([next(Path("pics").glob(f"{number}.*")).name, f"c{group % 2}", f"g{group}" * (number % 5 > 0)])
-    data = ImageTable(write(cells))
+        noise(int(random.integers(count)), 6, 6).save(name := f"{number}.{random.choice(['png', 'bmp'])}")
+        cells.append([name, f"c{group % 2}", f"g{group}" * (number % 5 > 0)])
+    data = ImageTable(write(cells, "labels.csv"))
     parts: list[Split] = [split for row in range(count) for split in SPLITS if row in data.split(split)[2].tolist()]
     assert len(parts) == count  # every image is in exactly one
     pixels = [data.split("train")[0][row].numpy().tobytes() for row in range(count)]
@@ -182,51 +171,46 @@ def change(row: int, column: int, value: str) -> Any:
     return changed
 
 
+def column(name: str, *values: str) -> Any:
+    """One more column, which ends with these values; the first of them stands in the rows before."""
+    return lambda cells: with_column(cells, name, [values[0]] * (41 - len(values)) + [*values[1:]])
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "missing file": (change(6, 0, "no.png"), "row 7: no such file: pics/no.png"),
     "no file": (change(6, 0, ""), "row 7 has no file"),
     "folder": (change(6, 0, "."), "row 7: no such file: pics"),
     "empty label": (change(6, 1, " "), "row 7 has no label"),
     "twice": (change(6, 0, "../pics/01.png"), "row 7 names the file of row 3 again: ../pics/01.png"),
-    "split": (
-        lambda cells: with_column(cells, "split", ["train"] * 39 + ["dev"]),
-        "row 41: split 'dev'; allowed: train",
-    ),
-    "no split": (lambda cells: with_column(cells, "split", ["train"] * 39 + [""]), "row 41: split ''; allowed: train"),
-    "weight": (lambda cells: with_column(cells, "weight", ["1"] * 39 + ["0,5"]), "row 41: weight '0,5'; it must be a"),
-    "negative": (lambda cells: with_column(cells, "weight", ["1"] * 39 + ["-1"]), "row 41: weight '-1'; it must be a"),
+    "split": (column("split", "train", "dev"), "row 41: split 'dev'; allowed: train"),
+    "no split": (column("split", "train", ""), "row 41: split ''; allowed: train"),
+    "weight": (column("weight", "1", "0,5"), "row 41: weight '0,5'; it must be a"),
+    "negative": (column("weight", "1", "-1"), "row 41: weight '-1'; it must be a"),
     "1 and 1.0": (
         lambda cells: [cells[0], *([row[0], ("1", "2", "2.0", "01")[n % 4]] for n, row in enumerate(cells[1:]))],
         "row 4: label 2.0 is 2 in row 3; write it in one way, row 5: label 01 is 1 in row 2; write it in one way",
     ),
     "columns": (change(0, 1, "kind"), "has no columns 'label' in row 1: file, kind; say which is the label: --data.co"),
-    "two columns": (lambda cells: with_column(cells, "label", ["x"] * 40), "has 2 columns 'label' in row 1"),
+    "two columns": (column("label", "x"), "has 2 columns 'label' in row 1"),
     "cells": (lambda cells: [*cells, ["a.png", "ant", "3"]], "row 42 has 3 cells, the header 2"),
     "no header": (lambda cells: cells[1:], "has no columns 'file' in row 1: 00.png, ant"),
     "no rows": (lambda cells: cells[:1], "has no rows below its header"),
     "empty": (lambda cells: [], "has no rows below its header"),
     "one label": (lambda cells: [[row[0], "label"] for row in cells], "has only one label, label; a classifier needs"),
-    "many": (
-        lambda cells: [cells[0], *([f"x{row[0]}", row[1]] for row in cells[1:])],
-        "row 11: no such file: pics/x09.png and 30 more",
-    ),
-    "lone val": (
-        lambda cells: with_column(cells, "split", ["val"] * 40),
-        "no training image of ant, bee; add some or remove the class",
-    ),
+    "many": (lambda cells: [cells[0], *([f"x{file}", label] for file, label in cells[1:])], "x09.png and 30 more"),
+    "lone val": (column("split", "val"), "no training image of ant, bee; add some or remove the class"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize(("delimiter", "encoding"), [(",", "utf-8"), (";", "utf-8-sig")])
-def test_one_message_for_a_bad_table(kind: str, delimiter: str, encoding: str, cells: Cells, capsys: Said) -> None:
+def test_one_message_for_a_bad_table(kind: str, delimiter: str, encoding: str, cells: Cells, refused: Refused) -> None:
     spoil, message = BAD[kind]
     table = write(spoil(cells), "pics/labels.csv", delimiter, encoding)
-    assert script("train")(["--data", "image_table", "--data.table", table, "--run_dir", "run"]) == 1
-    said = capsys.readouterr().err.replace("\\", "/").splitlines()
-    assert [line for line in said if line.startswith("error: ")] == said[-1:]
-    assert said[-1].startswith(f"error: {table if kind != 'lone val' else 'pics'}")
-    assert message in said[-1]
+    said = refused(script("train"), ["--data", "image_table", "--data.table", table, "--run_dir", "run"], 1)
+    said = said.replace("\\", "/")
+    assert said.startswith(f"error: {table if kind != 'lone val' else 'pics'}")
+    assert message in said
     assert not Path("run").exists()
     assert kind == "lone val" or not Path("cache").exists()
 
@@ -241,13 +225,11 @@ def test_one_message_for_a_bad_table(kind: str, delimiter: str, encoding: str, c
         (b"\xff\xfef\x00i", "row 1: not UTF-8 text"),
     ],
 )
-def test_one_message_for_a_file_that_is_no_table(content: bytes, message: str, cells: Cells, capsys: Said) -> None:
+def test_one_message_for_a_file_that_is_no_table(content: bytes, message: str, cells: Cells, refused: Refused) -> None:
     Path("labels.csv").write_bytes(content)
-    assert script("prepare_data")(["--data", "image_table", "--data.table", "labels.csv"]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith("error: labels.csv")
-    assert message in said[0]
+    said = refused(script("prepare_data"), ["--data", "image_table", "--data.table", "labels.csv"], 1)
+    assert said.startswith("error: labels.csv")
+    assert message in said
     assert {path.name for path in Path().iterdir()} == {"pics", "labels.csv"}
 
 
@@ -257,27 +239,16 @@ def test_one_message_for_a_file_that_is_no_table(content: bytes, message: str, c
         ("", 2, "image_table needs a table with the columns file and label: --data.table labels.csv"),
         ("--data.table none.csv", 1, "none.csv: no such file"),
         ("--data.table pics", 1, "pics: no such file"),
-        ("--data.table pics/labels.csv --data.columns.fiel path", 2, "it must be names for some of file, label, split"),
-        (
-            "--data.table pics/labels.csv --data.columns.group patient",
-            1,
-            "has no columns 'patient' in row 1: file, label",
-        ),
-        ("--data.table pics/labels.csv --data.sampling weighted", 2, "the table has no column weight"),
-        (
-            "--data.table pics/grouped.csv --data.group_by .",
-            2,
-            "group_by is .; it must be left out: the table has groups",
-        ),
+        ("--data.table pics/t.csv --data.columns.fiel path", 2, "it must be names for some of file, label, split"),
+        ("--data.table pics/t.csv --data.columns.weight much", 1, "has no columns 'much' in row 1: file, label, group"),
+        ("--data.table pics/t.csv --data.sampling weighted", 2, "the table has no column weight"),
+        ("--data.table pics/t.csv --data.group_by .", 2, "group_by is .; it must be left out: the table has groups"),
     ],
 )
-def test_one_message_for_a_mistake(words: str, status: int, message: str, cells: Cells, capsys: Said) -> None:
-    write(cells)
-    write(with_column(cells, "group", [str(number // 2) for number in range(40)]), "pics/grouped.csv")
-    assert script("train")(["--data", "image_table", *words.split(), "--run_dir", "run"]) == status
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if line.startswith("error: ")] == said[-1:]
-    assert message in said[-1]
+def test_one_message_for_a_mistake(words: str, status: int, message: str, cells: Cells, refused: Refused) -> None:
+    write(with_column(cells, "group", [str(number // 2) for number in range(40)]), "pics/t.csv")
+    line = ["--data", "image_table", *words.split(), "--run_dir", "run"]
+    assert message in refused(script("train"), line, status)
     assert not Path("run").exists()
 
 
@@ -309,7 +280,7 @@ def test_a_run_goes_on_exactly_and_its_model_finds_its_test_images(cells: Cells,
 
 
 def test_prepare_data_shows_groups_copies_and_sizes(cells: Cells, capsys: Said) -> None:
-    save(Path("pics/copy.bmp"), 0)
+    noise(0, 6, 6).save("pics/copy.bmp")
     Image.new("RGB", (30, 20), "red").save("pics/41.png")
     cells = with_column([*cells, ["copy.bmp", "bee"], ["41.png", "bee"]], "group", ["a", "b"] + ["c"] * 3 + [""] * 37)
     assert script("prepare_data")(["--data", "image_table", "--data.table", write(cells), "--sheet", "x.png"]) == 0

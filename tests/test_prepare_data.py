@@ -41,7 +41,7 @@ def test_sheet_shows_each_class_in_its_row() -> None:
     levels = torch.tensor([10, 90, 200])
     labels = torch.arange(3).repeat(12)
     images = levels[labels].to(torch.uint8)[:, None, None, None].expand(-1, 1, 16, 16)
-    figure = sample_sheet(images, labels, ["a", "$b^$", "c"])
+    figure = sample_sheet(images, labels, torch.arange(36), ["a", "$b^$", "c"])
     sheet = figure.axes[0].images[0].get_array()
     assert sheet is not None
     assert sheet.shape == (3 * 18 - 2, 10 * 18 - 2, 3)

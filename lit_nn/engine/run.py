@@ -122,12 +122,10 @@ def _prepare_training(cli: LitCLI) -> None:
 
 def _show_what_goes_in(logger: TensorBoardLogger, model: LitClassifier, data: ImageDataModule) -> None:
     """Show a sheet of training images, and the graph of the network."""
-    from data_modules.sheets import sample_rows, sample_sheet  # matplotlib: only when something is drawn
+    from data_modules.sheets import sample_sheet  # matplotlib: only when something is drawn
 
-    images, labels, indices = data.split("train")
-    rows = indices[sample_rows(labels.cpu()[indices])]
-    logger.experiment.add_figure("train/samples", sample_sheet(images[rows], labels[rows], data.class_names))
-    example = torch.zeros(2, len(model.mean), *(model.net_size or images.shape[-2:]))
+    logger.experiment.add_figure("train/samples", sample_sheet(*data.split("train"), data.class_names))
+    example = torch.zeros(2, len(model.mean), *(model.net_size or data.image_shape[1:]))
     with warnings.catch_warnings(action="ignore"):  # TensorBoard's writer traces; what shapes the graph is constant
         try:
             logger.experiment.add_graph(model.net.eval(), example)  # eval: zeros must not move any running mean
