@@ -119,8 +119,8 @@ class Batcher:
         try:
             decoded = [self._pixels(item.file) for item in batch]
             return [
-                judged
-                if isinstance(judged, Refusal)
+                image
+                if isinstance(image, Refusal)
                 else (*judged, data_uri(self.model.overlay(image)) if item.heat_map else "")
                 for item, image, judged in zip(batch, decoded, self.model.judge(decoded), strict=True)
             ]

@@ -165,7 +165,8 @@ def score_images(model: Model, folder: str) -> NDArray[np.float64]:
 def measure(answers: Answers) -> dict[str, Any]:
     """Everything that is counted, as plain values, one more is one more line here; 0 / 0 is 0, as in scikit-learn."""
     said, given, labels = answers.said, answers.given, torch.from_numpy(answers.labels)  # (N, K) twice
-    right, support = said & given, given.sum(0)  # (N, K), images of each class (K,)
+    right: Any = said & given  # (N, K)
+    support = given.sum(0)  # images of each class, (K,)
     each = _scores(right.sum(0), said.sum(0), support)  # (K,) each
     more: dict[str, Any] = {"support": support}
     present = np.count_nonzero(support)  # classes that have images

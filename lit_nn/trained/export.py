@@ -102,8 +102,8 @@ class Export:
             self.expected, self.data = answer_test_images(model, data), data  # what files are compared with
             self.about = f"all {len(self.expected.labels):,} test images of {type(data).__name__}"
         except (DataError, UsageError) as error:
-            images = np.random.default_rng(0).integers(0, 256, (64, *model.image_shape), np.uint8)
-            self.expected = Answers(model.class_names, images, np.zeros(64, np.int64), *model.run(images))
+            noise = np.random.default_rng(0).integers(0, 256, (64, *model.image_shape), np.uint8)
+            self.expected = Answers(model.class_names, noise, np.zeros(64, np.int64), *model.run(noise))
             self.about = f"64 images of random pixels, so without accuracies ({brief(error)})"
         images, (channels, height, width) = self.expected.images, model.image_shape
         few = [images[np.arange(count) % len(images)] for count in (1, 2, 17)]

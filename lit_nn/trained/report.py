@@ -61,7 +61,7 @@ def report_page(answers: Answers, found: dict[str, Any], title: str, figures: di
         places = zip(*np.unravel_index(pairs, wrong.shape), strict=True)
         values["confusions"] = [(names[one], names[other], wrong[one, other]) for one, other in places]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    environment.filters |= {"percent": lambda share, digits=1: f"{share:.{digits}%}", "data_uri": data_uri}
+    environment.filters |= {"percent": "{:.{}%}".format, "data_uri": data_uri}
     values |= {"answers": answers, "found": found, "title": title, "summary": summary(found)}
     drawn = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in figures.items()}
     return environment.get_template("report.html").render(**values, figures=drawn, interval=wilson_interval, most=SHOWN)
