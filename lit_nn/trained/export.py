@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from timeit import timeit
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,8 @@ class Export:
             noise = np.random.default_rng(0).integers(0, 256, (64, *model.image_shape), np.uint8)
             self.expected = Answers(model.class_names, noise, np.zeros(64, np.int64), *model.run(noise))
             self.about = f"64 images of random pixels, so without accuracies ({brief(error)})"
-        images, (channels, height, width) = self.expected.images, model.image_shape
+        images: Any = self.expected.images
+        channels, height, width = model.image_shape
         few = [images[np.arange(count) % len(images)] for count in (1, 2, 17)]
         few += [np.random.default_rng(0).integers(0, 256, (1, channels, 61, 37), np.uint8)] if any_size else []
         self.batches = [images, *few]
