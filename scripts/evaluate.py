@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from lit_nn.engine.console import CommandParser, command, print_table, quieten
-from lit_nn.trained.evaluate import answer_test_images, data_of, score_images, write_report
+from lit_nn.engine.console import CommandParser, command, quieten
+from lit_nn.trained.evaluate import answer_test_images, data_of, score_images
 from lit_nn.trained.predict import MODEL_HELP, open_model
-from lit_nn.trained.report import summary
+from lit_nn.trained.report import summary, write_report
 
 
 @command
@@ -29,10 +29,7 @@ def main(words: list[str]) -> None:
     found = write_report(answer_test_images(model, data, explain=True)._replace(others=others), title, folder)
     if changes := data.part_changes():
         print(changes)
-    rows = {**found["per_class"], "macro mean": {**found["macro"], "support": found["images"]}}
-    scores = list(found["macro"])
-    texts = [[name, *(f"{row[score]:.2%}" for score in scores), f"{row['support']:,}"] for name, row in rows.items()]
-    print_table(["class", *scores, "support"], texts, [*scores, "support"], title)
+    print(title)
     print(*(f"{name} {text}" for name, text in summary(found).items()), sep="\n")
     print(f"Report: {folder / 'report.html'}")
 

@@ -71,8 +71,7 @@ def main(words: list[str]) -> None:
         return
     if options.ckpt:
         checkpoint = read_checkpoint(options.ckpt)
-        facts = yaml.safe_dump({name: checkpoint[name] for name in FACTS if name in checkpoint}, sort_keys=False)
-        print(re.sub(r"\n *\w+: null$", "", facts, flags=re.MULTILINE))
+        print(yaml.safe_dump({name: checkpoint[name] for name in FACTS if name in checkpoint}, sort_keys=False))
         model = build_model(checkpoint["hyper_parameters"], checkpoint["state_dict"])
         net, (channels, height, width) = model.net, model.image_shape
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data_modules.errors import DataError
@@ -19,7 +19,7 @@ from data_modules.files import atomic_path, write_csv
 from data_modules.images.decode import SUFFIXES, image_paths, printable
 from lit_nn.engine.console import CommandParser, command
 from lit_nn.errors import UsageError
-from lit_nn.trained.predict import MODEL_HELP, Prediction, open_model, predict_files
+from lit_nn.trained.predict import MODEL_HELP, open_model, predict_files
 
 
 @command
@@ -41,45 +41,35 @@ def main(words: list[str]) -> None:
     model, files = open_model(options.model), [file for word in options.paths for file in find_images(word)]
     if model.multi_label and options.top_k > 1:
         raise UsageError("--top_k is for one label per image; this model names all that reach their thresholds")
-    top_k, label_width = min(options.top_k, len(model.class_names)), max(map(len, model.class_names))
-    width, rows = min(max(len(path) for path, _ in files), 80), list[dict[str, Any]]()
+    label_width, width = max(map(len, model.class_names)), min(max(len(path) for path, _ in files), 80)
     quick = len(files) < 200 or (sys.stdout.isatty() and not options.csv)  # or the lines show how far it is
     if options.heatmaps:
         model.overlay(np.zeros(model.image_shape, np.uint8))  # can it at all?
         options.heatmaps.mkdir(parents=True, exist_ok=True)
-    results = tqdm(predict_files(model, files, top_k), total=len(files), unit=" images", disable=quick or None)
-    for name, item, (labels, shares, sure, unlike) in results:
+    results = predict_files(model, files, options.top_k)
+    rows, table = list[dict[str, Any]](), list[dict[str, Any]]()
+    for name, item, found in tqdm(results, total=len(files), unit=" images", disable=quick or None):
+        rows.append({"path": name, **(found.plain if found else {"error": item})})
+        table.append(rows[-1] | (found.cells if found else {}))
+        line = f"{name}: {item}"
+        if found:
+            pairs = zip(found.labels, found.probabilities, strict=True)
+            cells = [f"{label:{label_width}} {share:6.1%}" for label, share in pairs] or ["none"]
+            line = "  ".join([f"{name:{width}}", *cells, *["(not sure)"] * (found.sure is False)])
         if options.heatmaps and not isinstance(item, str):  # the number keeps names apart, the rest is for the reader
-            stem = re.sub(r"[^\w.-]", "_", Path(name).name)[:50]
-            overlay = Image.fromarray(model.overlay(item))
-            scale = max(1, 224 // min(overlay.size))  # pixels stay squares
-            size = (scale * overlay.width, scale * overlay.height)
-            with atomic_path(options.heatmaps / f"{len(rows) + 1:0{len(str(len(files)))}}-{stem}.png") as path:
-                overlay.resize(size, Image.Resampling.NEAREST).save(path)
-        error = item if isinstance(item, str) else ""
-        found = [{"label": label, "probability": round(share, 6)} for label, share in zip(labels, shares, strict=True)]
-        said = {"labels": labels} if model.multi_label else {"sure": sure}
-        answer = {**said, "unlike": round(unlike, 4), "predictions": found}
-        rows.append({"path": name, **({"error": error} if error else answer)})
-        cells = [f"{label:{label_width}} {share:6.1%}" for label, share in zip(labels, shares, strict=True)]
-        cells += [] if sure else ["(not sure)"]
-        line = f"{name}: {error}" if error else "  ".join([f"{name:{width}}", *(cells or ["none"])])
-        if error or not (options.json or options.csv):  # a name may hold a line break, or what a terminal obeys
+            overlay, stem = Image.fromarray(model.overlay(item)), re.sub(r"[^\w.-]", "_", Path(name).name)[:50]
+            with atomic_path(options.heatmaps / f"{len(rows):0{len(str(len(files)))}}-{stem}.png") as path:
+                ImageOps.scale(overlay, max(1, 224 // min(overlay.size)), Image.Resampling.NEAREST).save(path)
+        if not (found and (options.json or options.csv)):  # a name may hold a line break, or what a terminal obeys
             line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
-            print(line, file=sys.stderr if error else sys.stdout)
+            print(line, file=sys.stdout if found else sys.stderr)
     if options.json:
         print("[", ",\n".join(map(json.dumps, rows)), "]", sep="\n")
     if options.csv:
-        keys = [f"{kind}{f'_{n}' if n > 1 else ''}" for n in range(1, top_k + 1) for kind in ("label", "probability")]
-        keys, ends = (["labels", "probabilities"], []) if model.multi_label else (keys, ["sure"])
-        ends += ["unlike", "error"]
-        table: list[list[Any]] = [["path", *keys, *ends]]
-        for row in rows:
-            values = [value for one in row.get("predictions", []) for value in one.values()] or [""] * len(keys)
-            if "labels" in row:
-                values = Prediction(row["labels"], [one["probability"] for one in row["predictions"]]).cells
-            table.append([row["path"], *values, *map(row.get, ends)])
-        write_csv(options.csv, table)
+        shares = np.zeros(len(model.class_names), np.float32)
+        columns = ["path", *model.read(shares, options.top_k).cells, *["sure"] * (not model.multi_label)]
+        columns += ["unlike", "error"]
+        write_csv(options.csv, [columns, *([row.get(name, "") for name in columns] for row in table)])
         print(f"{len(rows):,} rows: {options.csv}")
     if failed := sum("error" in row for row in rows):
         raise DataError(f"{failed:,} of {len(files):,} files could not be read")

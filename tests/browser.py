@@ -49,11 +49,10 @@ class Tab:
             time.sleep(0.02)
         return value
 
-    def open(self, url: str, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Open a page, as wide and high as the window of a desktop or a phone."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+    def open(self, url: str, width: int = 1200, dark: bool = False) -> None:
+        """Open a page, as wide as the window of a desktop or a phone."""
+        window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **window)
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[feature])
         self.call("Page.navigate", url=url)
@@ -71,8 +70,7 @@ def chromium(folder: Path) -> Iterator[Tab]:
     """A tab of a browser that keeps its files in a folder, and finds no other machine."""
     (theirs, to), (of, answers) = os.pipe(), os.pipe()
     words = [str(CHROMIUM), "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={folder}", "--disable-gpu"]
-    words += ["--no-first-run", "--disable-background-networking"]
-    words += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    words += ["--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     words += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera that shows a test card
     words += ["--no-sandbox"] if os.geteuid() == 0 else []
 

@@ -50,9 +50,8 @@ def test_tables_sheet_and_copies(capsys: Said) -> None:
     assert {str(Path(row["file"]).relative_to(Path.cwd())): row["label"] for row in mended} == expected
     data = ImageTable("out/corrected.csv")
     assert [len(data.split("test")[2]), sum(len(data.split(split)[2]) for split in SPLITS)] == [4, 41]
-    assert (
-        script("train")(["--data", "image_table", "--data.table", "out/corrected.csv", "--fast_dev_run", *QUICK]) == 0
-    )
+    words_of_table = ["--data", "image_table", "--data.table", "out/corrected.csv"]
+    assert script("train")([*words_of_table, "--fast_dev_run", *QUICK]) == 0
 
     kept, before = [Path(f"out/fold-{fold}/answers.npz") for fold in (1, 3)], Path("out/labels.csv").read_bytes()
     times = [path.stat().st_mtime_ns for path in kept]

@@ -1,6 +1,7 @@
 """The report's numbers are scikit-learn's, its files are complete, and every kind of model goes through it."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -10,18 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, script
-from PIL import Image
+from conftest import ROOT, Said, images_in, noise, script
 from test_export import save_checkpoint
 
 from data_modules import FashionMNISTSample, ImageFolder
 from data_modules.sheets import drawable
 from lit_nn.checkpoint import load_classifier
-from lit_nn.trained import evaluate
-from lit_nn.trained.evaluate import Answers, measure, write_report
+from lit_nn.trained.evaluate import Answers, data_of, measure
+from lit_nn.trained.figures import figures_of
 from lit_nn.trained.predict import open_model
+from lit_nn.trained.report import write_report
 
-FIGURES = {"confusion.png", "mistakes.png", "reliability.png"}
 main, export = script("evaluate"), script("export")
 
 
@@ -76,44 +76,39 @@ def test_numbers_are_those_of_scikit_learn(count: int, classes: int, tmp_path: P
 )
 def test_confidence_by_hand(right: int, count: int, interval: tuple[float, float]) -> None:
     labels, shares = (np.arange(count) < right).astype(np.int64), np.full((count, 2), [0.2, 0.8], np.float32)
-    answers = Answers(["a", "b"], np.zeros((count, 1, 2, 2), np.uint8), labels, shares, shares)
-    assert measure(answers)["accuracy_interval_95"] == pytest.approx(interval, abs=1e-5)
-    assert measure(answers)["calibration_error"] == pytest.approx(abs(0.8 - right / count), abs=1e-5)
+    found = measure(Answers(["a", "b"], np.zeros((count, 1, 2, 2), np.uint8), labels, np.log(shares), shares))
+    assert found["accuracy_interval_95"] == pytest.approx(interval, abs=1e-5)
+    assert found["calibration_error"] == pytest.approx(abs(0.8 - right / count), abs=1e-5)
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(2, 1), (10, 3), (600, 1)])
-def test_figures_can_be_drawn_of_anything(classes: int, channels: int, tmp_path: Path) -> None:
+def test_figures_can_be_drawn_of_anything(classes: int, channels: int) -> None:
     answers = made_up(200, classes, channels)
     names = ["$class_{^ [b]", "a very long name of a class, longer than all", "日本語のクラス", "été"][:classes]
     answers = answers._replace(class_names=names + answers.class_names[len(names) :])
-    confusion, mistakes = evaluate.confusion_figure(answers, "$x"), evaluate.mistakes_figure(answers, "$x")
-    none = evaluate.mistakes_figure(answers._replace(logits=np.eye(classes, dtype=np.float32)[answers.labels]), "$x")
-    shown = [tick.get_text() for tick in confusion.axes[0].get_yticklabels()]
+    figures = figures_of(answers, measure(answers), "$x")
+    shown = [tick.get_text() for tick in figures["confusion"].axes[0].get_yticklabels()]
     assert shown == drawable([name[:22] for name in answers.class_names[:: 4 if classes == 600 else 1]])
-    assert max(confusion.get_size_inches()) * confusion.dpi <= 4000
+    assert max(figures["confusion"].get_size_inches()) * figures["confusion"].dpi <= 4000
     wrong = int((answers.logits.argmax(1) != answers.labels).sum())
-    assert sum(len(axes.images) for axes in mistakes.axes) == min(30, wrong)
+    assert sum(len(axes.images) for axes in figures["mistakes"].axes) == min(30, wrong)
+    answers = answers._replace(logits=np.eye(classes, dtype=np.float32)[answers.labels])
+    none = figures_of(answers, measure(answers), "$x")["mistakes"]
     assert not none.axes
-    for number, figure in enumerate((confusion, mistakes, none, evaluate.reliability_figure(answers, "$x"))):
+    for figure in (*figures.values(), none):
         with warnings.catch_warnings(action="error"):  # of letters that no font here has, for instance
-            figure.savefig(tmp_path / f"{number}.png")
+            figure.savefig(io.BytesIO())
 
 
-def test_every_kind_of_model_gets_the_same_report(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_of_model_gets_the_same_report(checkpoint: Path, capsys: Said) -> None:
     assert export([str(checkpoint)]) == 0
-    reports = []
+    reports, tables = [], {"metrics.json", "report.html", "per_class.csv", "confusion.csv"}
     for name in ("model.ckpt", "model.onnx"):
         folder = checkpoint.with_name(f"{name}-report")  # each its own
         assert main([str(checkpoint.with_name(name))]) == 0
-        assert {file.name for file in folder.iterdir()} == {
-            "metrics.json",
-            "report.html",
-            "per_class.csv",
-            "confusion.csv",
-            *FIGURES,
-        }
+        assert {file.name for file in folder.iterdir()} == tables | {"confusion.png", "mistakes.png", "reliability.png"}
         reports.append(json.loads((folder / "metrics.json").read_text()))
-    assert evaluate.data_of(open_model(checkpoint), "fashion_mnist_sample").seed == 7  # the split it was trained with
+    assert data_of(open_model(checkpoint), "fashion_mnist_sample").seed == 7  # the split it was trained with
     first, second = reports
     assert first["images"] == second["images"] == 1000
     assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
@@ -142,31 +137,20 @@ def test_files_are_replaced_by_complete_ones_only(name: str, checkpoint: Path, t
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_no_image_that_was_trained_on_is_tested(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("LIT_NN_CACHE", str(tmp_path / "cache"))
-    random, place = np.random.default_rng(0), str(tmp_path / "my images")
-
-    def draw(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (8, 8), np.uint8)).save(path)
-
-    for number in range(60):
-        draw(Path(place, ("cat", "dog")[number % 2], f"{number}.png"))
+def test_no_image_that_was_trained_on_is_tested(tmp_path: Path, capsys: Said) -> None:
+    place = str(images_in(tmp_path / "my images", "cat", "dog", count=30, channels=1))
     data = ImageFolder(place, seed=3)
-    init_args = {"data_dir": place, "augment": "none"}
-    settings = {"seed_everything": 3, "data": {"class_path": "data_modules.ImageFolder", "init_args": init_args}}
+    settings = {"seed_everything": 3, "data": {"class_path": "ImageFolder", "init_args": {"data_dir": place}}}
     arguments = {"class_names": data.class_names, "image_shape": data.image_shape}
     path = save_checkpoint(tmp_path / "a.ckpt", "mlp", arguments, settings=settings, parts=data.parts())
     assert export([str(path)]) == 0
     images, _, rows = data.split("train")
     trained = {images[row].numpy().tobytes() for row in rows}
-    for name in ("cat", "dog"):  # which moves the parts of a new run
-        draw(Path(place, name, "new.png"))
-        next(Path(place, name).glob("4*.png")).rename(Path(place, name, "renamed.png"))
+    for seed, name in enumerate(("cat", "dog")):  # which moves the parts of a new run
+        noise(9000 + seed, channels=1).save(Path(place, name, "new.png"))
+        next(Path(place, name).glob("*4.png")).rename(Path(place, name, "renamed.png"))
     for words in (["a.ckpt"], ["a.onnx", "--data_dir", place]):
-        images, _, rows = evaluate.data_of(open_model(tmp_path / words[0]), None, place).split("test")
+        images, _, rows = data_of(open_model(tmp_path / words[0]), None, place).split("test")
         assert not trained & {images[row].numpy().tobytes() for row in rows}
         capsys.readouterr()
         assert main([str(tmp_path / words[0]), *words[1:]]) == 0

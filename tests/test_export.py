@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Command, script
+from conftest import Command, Patch, Said, script
 from PIL import Image
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, net: str = "lenet", arguments: Any = (), **value
 
 
 @pytest.mark.parametrize("net", [*NETS, "torchvision/resnet18"])
-def test_every_network_in_every_format(net: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_network_in_every_format(net: str, tmp_path: Path, capfd: Said) -> None:
     path = save_checkpoint(tmp_path / "a.ckpt", net)  # random pixels: the whole test set takes large networks minutes
     assert main([str(path), "--format", "all", "--output", str(tmp_path / "out" / "model")]) == 0
     printed = capfd.readouterr()
@@ -81,14 +81,8 @@ def test_the_command_itself(command: Command, tmp_path: Path) -> None:
     assert json.loads(metadata["data"]) == {"class": "FashionMNISTSample", "options": {"seed": 0}}  # not where it lay
     assert "uint8" in metadata["input"]
     assert metadata["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    (pixels,) = graph.graph.input
-    assert [size.dim_param or size.dim_value for size in pixels.type.tensor_type.shape.dim] == [
-        "batch",
-        1,
-        "height",
-        "width",
-    ]
-
+    sizes = [size.dim_param or size.dim_value for size in graph.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ["batch", 1, "height", "width"]
     net = NETS["lenet"](in_channels=1, num_classes=10)  # the bare network takes the .pth as it is
     net.load_state_dict(torch.load(tmp_path / "v1.2.pth", weights_only=True))
     images, labels, _ = FashionMNISTSample().split("test")
@@ -101,16 +95,13 @@ def test_the_command_itself(command: Command, tmp_path: Path) -> None:
         assert float(metadata["test_accuracy"].split()[0]) == pytest.approx(accuracy, abs=0.02 * (suffix[1:4] == "int"))
 
 
-def of_the_batch(exported: export.Exported, pixels: Tensor) -> dict[str, Tensor]:
+def of_the_batch(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The other images have a say, as in a BatchNorm that was left in training."""
-    logits = exported.classifier(pixels)
-    logits = logits - logits.mean(0)
-    return {"logits": logits, "probabilities": logits.softmax(1)}
+    return logits - logits.mean(0), (logits - logits.mean(0)).softmax(1)
 
 
-def no_softmax(exported: export.Exported, pixels: Tensor) -> dict[str, Tensor]:
-    logits = exported.classifier(pixels)
-    return {"logits": logits, "probabilities": logits.sigmoid()}
+def no_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return logits, logits.sigmoid()
 
 
 WRONG = [("onnx", of_the_batch), ("onnx", no_softmax), ("torch_export", of_the_batch)]
@@ -118,16 +109,19 @@ WRONG = [("onnx", of_the_batch), ("onnx", no_softmax), ("torch_export", of_the_b
 
 @pytest.mark.parametrize(("name", "wrong"), [*WRONG, *((name, None) for name in FORMATS)])
 def test_what_is_broken_or_another_model_is_refused(
-    name: str, wrong: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, wrong: Any, tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
     suffix, write = FORMATS[name]
+
+    def forward(exported: export.Exported, pixels: Tensor) -> dict[str, Tensor]:
+        return dict(zip(("logits", "probabilities"), wrong(exported.classifier(pixels)), strict=True))
 
     def cut_off(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
         write(classifier, metadata, path)
         path.write_bytes(path.read_bytes()[:-2000])
 
     if wrong:
-        monkeypatch.setattr(export.Exported, "forward", wrong)
+        monkeypatch.setattr(export.Exported, "forward", forward)
     else:
         monkeypatch.setitem(FORMATS, name, (suffix, cut_off))
     path = save_checkpoint(tmp_path / "a.ckpt")
@@ -142,18 +136,15 @@ def test_what_is_broken_or_another_model_is_refused(
 class Depends(nn.Linear):
     """Control flow that depends on the batch."""
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__(in_channels, num_classes)
-
     def forward(self, x: Tensor) -> Tensor:
         x = x.mean((2, 3))
         return super().forward(x / 100 if x.abs().max() > 100 else x)
 
 
-def test_a_network_that_no_graph_can_hold_is_refused_and_the_others_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_no_graph_can_hold_is_refused_and_the_others_are_written(
+    tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
-    monkeypatch.setitem(NETS, "depends", Depends)
+    monkeypatch.setitem(NETS, "depends", lambda in_channels, num_classes: Depends(in_channels, num_classes))
     path = save_checkpoint(tmp_path / "a.ckpt", "depends")
     assert main([str(path), "--format", "all"]) == 1
     error = capsys.readouterr().err
@@ -180,7 +171,7 @@ def test_images_of_every_size(net: str, fit: str, tmp_path: Path) -> None:
             assert np.abs(exported.run(images)[0] - expected).max() <= 1e-4 * np.abs(expected).max(), (height, width)
 
 
-def test_an_export_for_one_size_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_for_one_size_says_so(tmp_path: Path, capsys: Said) -> None:
     path = save_checkpoint(tmp_path / "one.ckpt")
     assert main([str(path), "--input", "fixed"]) == 0
     Image.new("L", (28, 28)).save(tmp_path / "same.png")

@@ -483,7 +483,7 @@ def test_lit_nn_predicts_and_tests_it(trained: Path, tmp_path: Path) -> None:
     assert main(["test", *words]) == 0
     model = open_model(trained / "best.ckpt")
     answers = [model.read(shares, 1) for shares in answer_test_images(model, data_of(model)).probabilities]
-    assert [row["labels"] for row in rows_of(tmp_path / "predictions.csv")] == [one.cells[0] for one in answers]
+    assert [row["labels"] for row in rows_of(tmp_path / "predictions.csv")] == [one.cells["labels"] for one in answers]
 
 
 def test_the_server_names_all_labels_or_none(trained: Path, folder: Path) -> None:

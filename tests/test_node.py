@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, script
 from test_export import save_checkpoint
-from test_page import write_clothes
+from test_serve import write_clothes
 
 from lit_nn.nets import NETS
 from lit_nn.trained.predict import open_model, predict
@@ -20,14 +20,10 @@ SCRIPT = ROOT / "tests" / "node" / "classify.cjs"
 @pytest.fixture(scope="module")
 def node() -> str:
     """Path of Node, if it finds onnxruntime-web and sharp, in tests/node/node_modules or along NODE_PATH."""
-    words = [
-        shutil.which("node") or sys.executable,
-        "-p",
-        "require.resolve('onnxruntime-web'), require.resolve('sharp')",
-    ]
-    if subprocess.run(words, cwd=SCRIPT.parent, capture_output=True, check=False).returncode != 0:
+    path, needs = shutil.which("node") or sys.executable, "require.resolve('onnxruntime-web'), require.resolve('sharp')"
+    if subprocess.run([path, "-p", needs], cwd=SCRIPT.parent, capture_output=True, check=False).returncode != 0:
         pytest.skip("Node, onnxruntime-web or sharp is not installed: npm install --prefix tests/node")
-    return words[0]
+    return path
 
 
 @pytest.mark.parametrize("net", [net for net in NETS if net in ("lenet", "resnet9", "fixed_hidden")])

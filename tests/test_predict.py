@@ -88,9 +88,8 @@ def test_table_and_csv_hold_the_same(in_folder: Path, tmp_path: Path, capsys: Sa
 def test_patterns_and_names_that_look_like_them(in_folder: Path, capsys: Said) -> None:
     for pattern, count in {"images/[0-2].png": 3, "images/**/*.webp": 1, "images/more/[b].webp": 1}.items():
         assert len(as_json(["model.onnx", pattern], capsys)) == count
-    for nothing in ("images/*.nothing", "x" * 5000):
-        (error,) = as_json(["model.onnx", nothing], capsys, status=1)
-        assert error == {"path": nothing, "error": "no such file or folder"}
+    (error,) = as_json(["model.onnx", "x" * 5000], capsys, status=1)
+    assert error == {"path": "x" * 5000, "error": "no such file or folder"}
 
 
 @pytest.mark.posix
@@ -98,21 +97,18 @@ def test_bad_files_get_a_line_and_the_others_are_predicted(in_folder: Path, tmp_
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "line\nbreak\x1b[2J.png").touch()
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    for name in ("none", "other"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "other" / "a.heic").touch()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "a.heic").touch()
     os.mkfifo(tmp_path / "pipe.png")
     assert main(["model.onnx", str(tmp_path), "images", str(tmp_path / "none")]) == 1
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 8
     *errors, last = printed.err.splitlines()
     assert last == "error: 5 of 13 files could not be read"
-    reasons = dict(error.rpartition("/")[2].split(": ", 1) for error in errors)
-    assert reasons.pop("none").startswith("no file in it ends in ")
-    assert reasons.pop("text.jpg").startswith("not an image in JPEG, ")
-    assert reasons.pop(tmp_path.name) == "files of other kinds, not looked at: 1"
-    empty = {"line\\nbreak\\x1b[2J.png": "the file is empty"}
-    assert reasons == {**empty, "pipe.png": "not a file", "gone.png": "No such file or directory"}
+    assert {name: reason[:12] for name, reason in (e.rpartition("/")[2].split(": ", 1) for e in errors)} == {
+        **{"none": "no file in i", "text.jpg": "not an image", "pipe.png": "not a file", "gone.png": "No such file"},
+        **{tmp_path.name: "files of oth", "line\\nbreak\\x1b[2J.png": "the file is "},
+    }
 
 
 def test_predict_in_python(in_folder: Path, tmp_path: Path) -> None:
@@ -120,7 +116,6 @@ def test_predict_in_python(in_folder: Path, tmp_path: Path) -> None:
     Image.open("images/more/a.JPG").save(path := tmp_path / "large.png")
     (expected,) = predict(model, path, top_k=10)
     assert model.training  # as it was
-    assert (expected.label, expected.probability) == (expected.labels[0], max(expected.probabilities))
     image, pixels = Image.open(path), read_file(path, 1)
     for given in (str(path), image, np.asarray(image), pixels[0], torch.from_numpy(pixels[0].copy()), [path]):
         assert predict(model, given, top_k=10) == [expected], type(given)
@@ -160,12 +155,9 @@ def test_an_opened_image_is_what_its_file_is(mode: str, in_folder: Path, tmp_pat
         *((main, [f"damaged{suffix}", "a.png"], 1, [f"damaged{suffix}: damaged"]) for suffix in OPENERS),
         (main, ["model.onnx", "a.png", "--top_k", "0"], 2, ["--top_k", "0"]),
         (main, ["model.onnx", "a.png", "--csv", "no/such/b.csv"], 2, ["no/such/b.csv", "folder"]),
-        (main, ["model.onnx", "a.png", "--csv", os.devnull], 2, [os.devnull]),
         (evaluate, ["model.onnx", "--data", "cifar10"], 2, ["airplane"]),
-        (evaluate, ["model.onnx", "--data", "fashion"], 2, ["fashion_mnist"]),
         (evaluate, ["model.onnx", "--data_dir", "my"], 2, ["--data_dir my: fashion_mnist_sample reads no folder"]),
-        (export, ["model.ckpt", "--format", "onx"], 2, ["onx", "onnx"]),
-        (export, ["model.ckpt", "--output", "b.pt2"], 2, ["b.pt2", "--format"]),
+        (export, ["model.ckpt", "--format", "web"], 2, ["--onnxruntime_web", "npm install onnxruntime-web"]),
         (export, ["model.ckpt", "--tolerance", "-1"], 1, ["-1.0e+00 is allowed (--tolerance)"]),
         (export, ["other.ckpt", "--int8"], 2, ["needs the data set", "none is not a folder"]),
         (export, ["nan.ckpt"], 1, ["nan.onnx is not the same model: its outputs differ by nan"]),
@@ -191,20 +183,15 @@ def test_mistakes_end_in_one_message(
     [
         ("class_names", None, "'class_names'"),
         ("class_names", ["a", "b"], "2 classes"),
-        ("class_names", 5, "not iterable"),
         ("image_shape", [1, -28, 28], "negative"),
         ("image_shape", [3, 32, 32], "invalid dimensions"),
-        ("image_shape", ["1", 28, 28], "multiply"),
         ("image_shape", [1, 10**9, 10**9], "images of the shape"),
         ("levels", "many", "invalid literal"),
         ("parts", {"train": [[1, 1], "!"]}, "base64"),
         ("parts", {"train": [[1], "AAAA"]}, "buffer size"),
-        ("parts", 5, "'int'"),
         ("data", 5, "does not name a data set"),
-        ("data", {"class": []}, "does not name a data set"),
         ("data", {"class": "FashionMNISTSample", "options": 3}, "choose a data set with --data"),
         ("data", {"class": "FashionMNISTSample", "options": {"other": 3}}, "'other'"),
-        ("data", {"class": "CIFAR10", "options": {"data_dir": 5}}, "choose a data set with --data"),
         ("data", {"class": "ImageFolder", "options": {"data_dir": "images", "seed": "x"}}, "images"),
     ],
 )
@@ -241,6 +228,7 @@ import runpy, sys
 sys.modules.update(dict.fromkeys(["torch", "lightning", "torchvision", "onnx", "matplotlib", "rich"]))  # refused
 main = runpy.run_path(sys.argv[1])["main"]
 assert main(["model.onnx", "images"]) == 0
+import lit_nn.trained.serve
 for name in ("torch", "torchvision"):
     del sys.modules[name]
 import lit_nn

@@ -231,7 +231,8 @@ def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
 def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClassifier, result: dict[str, Any]) -> None:
     """Show the run's place in the table of runs, the confusion matrix and the mistakes on the test images."""
     # matplotlib: only when something is drawn
-    from lit_nn.trained.evaluate import answer_test_images, confusion_figure, curves_figure, mistakes_figure
+    from lit_nn.trained.evaluate import answer_test_images, measure
+    from lit_nn.trained.figures import figures_of
 
     data, trainer = cli.datamodule, cli.trainer
     options = {name: value for name, value in model.hparams.items() if name not in DESCRIPTION}
@@ -241,9 +242,8 @@ def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClass
     if not data.features:  # else the test went by these: figures of all images are evaluate.py's work
         answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
         title = f"{model.net_name} on the test images of {type(data).__name__}"
-        figures = {"precision_recall": curves_figure} if model.multi_label else {"confusion": confusion_figure}
-        for name, figure in {**figures, "mistakes": mistakes_figure}.items():
-            logger.experiment.add_figure(f"test/{name}", figure(answers, title))
+        for name, figure in figures_of(answers, measure(answers), title).items():
+            logger.experiment.add_figure(f"test/{name}", figure)
     logger.finalize("success")
 
 
@@ -258,9 +258,9 @@ def predict(cli: LitCLI) -> None:
     if not trainer.is_global_zero:
         return
     rows = [row for rows in itertools.zip_longest(*parts) for row in rows if row is not None]
-    model, ending = classifier_model(cli.model), "s" if cli.model.multi_label else ""
+    model = classifier_model(cli.model)
     path = Path(os.path.expanduser(cli.config.run_dir or "."), "predictions.csv")  # noqa: PTH111
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = [[number, *model.read(row.numpy(), 1).cells] for number, row in enumerate(rows)]
-    write_csv(path, [["image", f"label{ending}", f"probabilit{'ies' if ending else 'y'}"], *table])
+    header = ["image", *model.read(np.zeros(len(names), np.float32)).cells]
+    write_csv(path, [header, *([number, *model.read(row.numpy()).cells.values()] for number, row in enumerate(rows))])
     print(f"{len(rows)} predictions: {path}")

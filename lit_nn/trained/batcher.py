@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from data_modules.images.decode import FORMATS, ImageError, pixel_count
-from lit_nn.errors import UsageError, brief
-from lit_nn.trained.predict import Model, Pixels, Prediction, data_uri
+from data_modules.images.decode import FORMATS, pixel_count
+from lit_nn.errors import brief
+from lit_nn.trained.predict import Model, Pixels, data_uri
 
 # In bytes: of smaller blocks the allocator would give nothing back to the system.
 Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
@@ -47,20 +49,19 @@ class Refusal(Exception):
         self.status = status
 
 
-Found = tuple[Prediction, str]  # and the heat map as a data URI, "" if none is asked for
+Found = tuple[NDArray[np.float32], float, str]  # probabilities (num_classes,), `energy`, heat map as a data URI or ""
 
 
 class Item(NamedTuple):
     """An image that waits."""
 
     file: bytes
-    top_k: int
     heat_map: bool  # whether it is asked for
     found: asyncio.Future[Found | Refusal]
 
 
 class Batcher:
-    """Names what image files show, many at once."""
+    """Judges what image files show, many at once."""
 
     def __init__(self, model: Model, limits: Limits) -> None:
         self.model, self.limits, self.waiting, self.big = model, limits, deque[Item](), ThreadPoolExecutor(1)
@@ -69,11 +70,11 @@ class Batcher:
         self.timer: asyncio.TimerHandle | None = None
         self.lock = Lock()  # of what both the loop and the threads change: waiting, free
 
-    async def name(self, files: list[bytes], top_k: int, heat_map: bool = False) -> list[Found | Refusal]:
+    async def judge(self, files: list[bytes], heat_map: bool) -> list[Found | Refusal]:
         """What image files show, each; raises `Refusal` if the queue is full."""
         if len(self.waiting) + len(files) > self.limits.max_queue:
             raise Refusal(429, f"{len(self.waiting)} images are waiting already; try again in a second.")
-        items = [Item(file, top_k, heat_map, self.loop.create_future()) for file in files]
+        items = [Item(file, heat_map, self.loop.create_future()) for file in files]
         with self.lock:
             self.waiting += items
         if len(self.waiting) >= self.limits.batch_size or not self.limits.batch_wait:
@@ -107,7 +108,7 @@ class Batcher:
         return []
 
     def _work(self, batch: list[Item]) -> None:
-        """Name one batch after the other: to ask the loop for each would leave a core idle while that is busy."""
+        """Judge one batch after the other: to ask the loop for each would leave a core idle while that is busy."""
         while batch:
             self.loop.call_soon_threadsafe(self._finish, batch, self._found(batch))
             with self.lock:
@@ -117,13 +118,11 @@ class Batcher:
     def _found(self, batch: list[Item]) -> list[Found | Refusal]:
         try:
             decoded = [self._pixels(item.file) for item in batch]
-            pixels = [image for image in decoded if not isinstance(image, Refusal)]
-            named = iter(self.model.name(pixels, max(item.top_k for item in batch)))
             return [
                 image
                 if isinstance(image, Refusal)
-                else (next(named), data_uri(self.model.overlay(image)) if item.heat_map else "")
-                for item, image in zip(batch, decoded, strict=True)
+                else (*judged, data_uri(self.model.overlay(image)) if item.heat_map else "")
+                for item, image, judged in zip(batch, decoded, self.model.judge(decoded), strict=True)
             ]
         except Exception:  # the runtime can run out of memory for instance
             logging.exception("a batch of %d images failed", len(batch))
@@ -142,10 +141,8 @@ class Batcher:
                 return self.big.submit(self.model.pixels, image).result() if count > BIG else self.model.pixels(image)
         except UnidentifiedImageError:
             return Refusal(415, f"The file is not an image in {', '.join(FORMATS)}." if file else "The file is empty.")
-        except (ImageError, UsageError) as error:
-            return Refusal(422, f"The image cannot be used: {error}.")
         except Exception as error:  # decoders raise all kinds of things at broken or hostile files
-            return Refusal(422, f"The image is damaged: {brief(error)}.")
+            return Refusal(422, f"The image cannot be used: {brief(error)}.")
 
     def _finish(self, batch: list[Item], found: list[Found | Refusal]) -> None:
         for item, result in zip(batch, found, strict=True):

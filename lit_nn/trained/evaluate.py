@@ -1,32 +1,25 @@
-"""What a trained model is worth: numbers, tables and figures of its answers on a test set."""
+"""What a trained model is worth: its answers on a test set, and what is counted of them."""
 
-import csv
-import functools
-import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
 from data_modules import DATA_SETS, ImageDataModule, data_class, option_names
 from data_modules.errors import DataError
-from data_modules.files import atomic_path
 from data_modules.images.dataset import ImageFiles
 from data_modules.images.decode import image_paths, printable
-from data_modules.sheets import captioned, drawable, font_for
 from lit_nn.errors import UsageError, brief, other_classes
-from lit_nn.trained.calibrate import BINS, calibration_error, wilson_interval
-from lit_nn.trained.multi_label import measure_labels, precision_recall_figure
+from lit_nn.multi_label import average_precision
+from lit_nn.trained.calibrate import calibration_error, wilson_interval
 from lit_nn.trained.predict import Model, Pixels, energy, predict_files
-from lit_nn.trained.report import SHOWN, report_page
+
+SHOWN = 30  # mistakes in the report
 
 
 def data_of(
@@ -42,15 +35,14 @@ def data_of(
     name = name or ("image_table" if table else own)
     if name is None:
         raise UsageError("the model does not name a data set of this project; choose one with --data and --data_dir")
-    cls, (channels, *size) = data_class(name), model.image_shape
+    cls, (channels, *size), taken = data_class(name), model.image_shape, option_names(name)
     if data_dir is not None and not cls.reads_data_dir:
         raise UsageError(f"--data_dir {data_dir}: {name} reads no folder; leave it out, or add --data image_folder")
+    if table and "table" not in taken:
+        raise UsageError(f"--table {table}: {name} reads no table; leave it out, or add --data image_table")
     try:  # what a file says of itself can be anything
         options = dict(model.data.get("options", {})) if name == own else {}  # the seed of the training among them
         given = {"image_size": size, "channels": channels, "fit": model.fit, "data_dir": data_dir, "table": table}
-        taken = option_names(name)
-        if table and "table" not in taken:
-            raise UsageError(f"--table {table}: {name} reads no table; leave it out, or add --data image_table")
         options |= {key: value for key, value in given.items() if key in taken and value is not None}
         if issubclass(cls, ImageFiles) and "data_dir" not in options and not table:
             raise DataError("the model does not say where its images lie: give --data_dir FOLDER")
@@ -100,33 +92,34 @@ class Answers(NamedTuple):
         return self.labels.ndim == 2
 
     @property
+    def given(self) -> NDArray[np.bool_]:
+        """Which classes the images have, (N, num_classes)."""
+        return self.labels > 0 if self.several else self.labels[:, None] == np.arange(len(self.class_names))
+
+    @property
+    def said(self) -> NDArray[np.bool_]:
+        """Which classes the model says, (N, num_classes): all that reach their thresholds, or the most probable one."""
+        if self.several:
+            return self.probabilities >= self.threshold
+        return self.logits.argmax(1)[:, None] == np.arange(len(self.class_names))
+
+    @property
     def accuracy(self) -> float:
         """Share of right answers; of several labels each is one, said from a probability of one half on."""
-        right = (self.logits > 0) == (self.labels > 0) if self.several else self.logits.argmax(1) == self.labels
+        right = (self.logits > 0) == self.given if self.several else (self.said & self.given).any(1)
         return float(right.mean())
 
     @property
     def mistakes(self) -> NDArray[np.int64]:
         """Numbers of the images with a wrong answer, those of which the model was most sure first."""
-        if self.several:
-            wrong = (self.probabilities >= self.threshold) != (self.labels > 0)  # (N, K)
-            how_far = np.where(wrong, np.abs(self.probabilities - self.labels), -1).max(1)  # (N,)
-        else:
-            how_far = np.where(self.logits.argmax(1) != self.labels, self.probabilities.max(1), -1)
-        order = np.argsort(-how_far, kind="stable")
-        return order[how_far[order] >= 0]
+        sureness = np.abs(self.probabilities - self.labels) if self.several else self.probabilities  # (N, K)
+        sureness = np.where(self.said != self.given, sureness, -1).max(1)  # (N,)
+        order = np.argsort(-sureness, kind="stable")
+        return order[sureness[order] >= 0]
 
-    def said(self, row: int) -> str:
-        """What the model says of an image."""
-        chosen = (
-            np.flatnonzero(self.probabilities[row] >= self.threshold) if self.several else [self.logits[row].argmax()]
-        )
-        return ", ".join(self.class_names[label] for label in chosen) or "none"
-
-    def given(self, row: int) -> str:
-        """The right answer."""
-        chosen = np.flatnonzero(self.labels[row]) if self.several else [self.labels[row]]
-        return ", ".join(self.class_names[label] for label in chosen) or "none"
+    def names(self, classes: NDArray[np.bool_]) -> str:
+        """Names of classes, (num_classes,)."""
+        return ", ".join(self.class_names[label] for label in np.flatnonzero(classes)) or "none"
 
     def shown(self, row: int) -> list[Pixels]:
         """An image, and beside it its heat map if it has one, (H, W, 3) each."""
@@ -159,11 +152,9 @@ def answer_test_images(model: Model, data: ImageDataModule, explain: bool = Fals
 
 def score_images(model: Model, folder: str) -> NDArray[np.float64]:
     """`energy` of all images in a folder, (M,), which need no labels; raises DataError if one cannot be read."""
-    failed = list[OSError]()
-    files = [(path, "") for path in image_paths(folder, failed.append)]
-    scores = []
-    for name, item, prediction in predict_files(model, files, 1):
-        if isinstance(item, str):
+    failed, scores = list[OSError](), list[float]()
+    for name, item, prediction in predict_files(model, [(path, "") for path in image_paths(folder, failed.append)]):
+        if prediction is None:
             raise DataError(f"{name}: {item}")
         scores.append(prediction.unlike)
     if failed or not scores:
@@ -171,148 +162,67 @@ def score_images(model: Model, folder: str) -> NDArray[np.float64]:
     return np.array(scores)
 
 
-def _unlike(answers: Answers) -> dict[str, Any]:
-    """How well `energy` tells the test images from those that show something else."""
-    assert answers.others is not None
-    scores = np.concatenate([energy(answers.logits, answers.temperature, answers.several), answers.others])  # (N + M,)
-    # Of scores beyond 1 it would take sigmoids.
-    order = torch.from_numpy(np.unique(scores, return_inverse=True)[1] / len(scores))
-    auroc = binary_auroc(order, (torch.arange(len(scores)) >= len(answers.labels)).long()).item()
-    cut = np.quantile(scores[: len(answers.labels)], 0.95)
-    above = float((answers.others > cut).mean())
-    return {"unlike": {"images": len(answers.others), "auroc": auroc, "cut": float(cut), "above_cut": above}}
-
-
 def measure(answers: Answers) -> dict[str, Any]:
     """Everything that is counted, as plain values, one more is one more line here; 0 / 0 is 0, as in scikit-learn."""
-    unlike = {} if answers.others is None else _unlike(answers)
+    said, given, labels = answers.said, answers.given, torch.from_numpy(answers.labels)  # (N, K) twice
+    right: Any = said & given  # (N, K)
+    support = given.sum(0)  # images of each class, (K,)
+    each = _scores(right.sum(0), said.sum(0), support)  # (K,) each
+    more: dict[str, Any] = {"support": support}
+    present = np.count_nonzero(support)  # classes that have images
     if answers.several:
-        return measure_labels(answers) | unlike
-    labels, logits = torch.from_numpy(answers.labels), torch.from_numpy(answers.logits).double()  # (N,), (N, K)
-    classes, count, right = len(answers.class_names), len(labels), answers.confusion.diagonal()  # right is (K,)
-    predicted, support = answers.confusion.sum(0), answers.confusion.sum(1)  # images of each class, (K,)
-    scores = {  # (K,) each
-        "precision": right / np.maximum(predicted, 1),
-        "recall": right / np.maximum(support, 1),
-        "f1": 2 * right / np.maximum(predicted + support, 1),
-    }
-    accuracy = int(right.sum()) / count
-    shares = torch.from_numpy(answers.probabilities)  # (N, K)
-    sure = answers.probabilities.max(1) >= answers.threshold  # (N,)
-    return {
-        "images": count,
-        "accuracy": accuracy,
-        "accuracy_interval_95": wilson_interval(accuracy, count),
-        "balanced_accuracy": float(scores["recall"][support > 0].mean()),
-        "top_3_accuracy": (logits.topk(min(3, classes)).indices == labels[:, None]).any(1).double().mean().item(),
-        "loss": F.cross_entropy(logits / answers.temperature, labels).item(),  # nats
-        "calibration_error": calibration_error(shares, labels),
-        "temperature": answers.temperature,
-        "uncalibrated_loss": F.cross_entropy(logits, labels).item(),  # at a temperature of 1
-        "uncalibrated_calibration_error": calibration_error(logits.softmax(1), labels),
-        "threshold": answers.threshold,
-        "sure": sure.mean().item(),  # share of the images
-        "accuracy_where_sure": float((logits.argmax(1) == labels).numpy()[sure].mean()) if sure.any() else 0.0,
-        **unlike,
-        "macro": {score: float(values.mean()) for score, values in scores.items()},  # means over the classes
-        "per_class": {
-            name: {score: values[label].item() for score, values in (scores | {"support": support}).items()}
-            for label, name in enumerate(answers.class_names)
-        },
-    }
-
-
-def _drawing(draw: Callable[[Answers, str], Figure]) -> Callable[[Answers, str], Figure]:
-    """Draw with short names, and in fonts that have their letters; what no font here has stands there as a number."""
-
-    @functools.wraps(draw)
-    def figure(answers: Answers, title: str) -> Figure:
-        *names, title = drawable([*(name[:22] for name in answers.class_names), title])
-        with matplotlib.rc_context({"font.family": font_for([*names, title]), "text.parse_math": False}):
-            return draw(answers._replace(class_names=names), title)
-
-    return figure
-
-
-@_drawing
-def confusion_figure(answers: Answers, title: str) -> Figure:
-    """Draw the confusion matrix: counts, coloured by their share of the true class."""
-    confusion, names = answers.confusion, answers.class_names
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    side = 4 + 0.5 * min(len(names), 30)  # inches
-    figure = Figure((side + 1, side), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), ax=axes, label="share of the true class")
-    step, letters = 1 + len(names) // 200, max(4, min(10, 800 / len(names)))  # of 1,000 classes every sixth is named
-    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=letters)
-    axes.set_yticks(range(0, len(names), step), names[::step], fontsize=letters)
-    axes.set(xlabel="predicted class", ylabel="true class", title=f"{title}\n{confusion.sum():,} images")
-    for row, column in np.argwhere(confusion) if len(names) <= 30 else ():
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{confusion[row, column]}", ha="center", va="center", fontsize=8, color=colour)
-    return figure
-
-
-@_drawing
-def mistakes_figure(answers: Answers, title: str) -> Figure:
-    """Draw the thirty mistakes of which the model was most sure."""
-    wrong, confidence = answers.mistakes, answers.probabilities.max(1)  # (N,)
-    images = [np.hstack(answers.shown(row)).transpose(2, 0, 1) for row in wrong[:SHOWN].tolist()]
-    texts = [
-        f"is {answers.given(row)}\nsaid {answers.said(row)}, {confidence[row]:.1%}\n{answers.file(row)[-30:]}"
-        for row in wrong[:SHOWN].tolist()
-    ]
-    title += f"\nthe most confident of {len(wrong):,} mistakes on {len(confidence):,} images"
-    return captioned(images, texts, title)
-
-
-@_drawing
-def reliability_figure(answers: Answers, title: str) -> Figure:
-    """Draw how often the model was right against how sure it was, and how many images that stands for."""
-    confidence, right = answers.probabilities.max(1), answers.logits.argmax(1) == answers.labels  # (N,)
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)  # (N,)
-    filled, counts = np.unique(bins, return_counts=True)  # bins that have images, and how many
-    means, accuracies = (np.bincount(bins, values)[filled] / counts for values in (confidence, right))
-    figure = Figure((6, 6.6), dpi=120, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 1], [0, 1], "--", label="perfect calibration")
-    upper.plot(means, accuracies, "o-", label="this model")
-    upper.legend()
-    upper.set(ylabel="accuracy", title=f"{title}\n{len(bins):,} images")
-    lower.hist(confidence, BINS, range=(0, 1))
-    lower.set(xlabel="confidence: probability of the predicted class", ylabel="images")
-    return figure
-
-
-curves_figure = _drawing(precision_recall_figure)
-
-
-def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
-    """Write a page, metrics.json, tables and figures in place of an earlier report's, together; returns `measure`'s."""
-    found, names = measure(answers), answers.class_names
-    rows = [*found["per_class"].values()]
-    tables = {"per_class": (["class", *rows[0]], [row.values() for row in rows])}
-    figures = {"mistakes": mistakes_figure}
-    if answers.several:
-        figures["precision_recall"] = curves_figure
+        more["threshold"] = np.broadcast_to(answers.threshold, support.shape)
+        precision = average_precision(torch.from_numpy(answers.probabilities), labels)  # (K,)
+        each["average_precision"] = precision.nan_to_num().numpy()
+        mean = float(each["average_precision"].sum() / max(present, 1))
+        micro = _scores(right.sum(), said.sum(), given.sum())  # of all answers together
+        found: dict[str, Any] = {
+            "mean_average_precision": mean,
+            "accuracy": float((said == given).mean()),  # share of right answers, yes and no
+            "exact_match": float((said == given).all(1).mean()),  # share of images of which all answers are right
+            "micro": {score: float(value) for score, value in micro.items()},
+        }
     else:
-        tables["confusion"] = (["true class \\ predicted class", *names], answers.confusion.tolist())
-        figures |= {"confusion": confusion_figure, "reliability": reliability_figure}
-    drawn: dict[str, bytes] = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as complete:
-        json_file = complete.enter_context(atomic_path(folder / "metrics.json"))
-        json_file.write_text(
-            json.dumps({"title": title, **found}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        for name, (header, rows) in tables.items():
-            path = complete.enter_context(atomic_path(folder / f"{name}.csv"))
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([header, *([name, *row] for name, row in zip(names, rows, strict=True))])
-        for name, draw in figures.items():
-            path = complete.enter_context(atomic_path(folder / f"{name}.png"))
-            draw(answers, title).savefig(path)
-            drawn[name] = path.read_bytes()
-        page = complete.enter_context(atomic_path(folder / "report.html"))
-        page.write_text(report_page(answers, found, title, drawn), encoding="utf-8")
-    return found
+        hits, top = right.any(1), torch.from_numpy(answers.logits).topk(min(3, len(support))).indices  # (N,), (N, 3)
+        sure = answers.probabilities.max(1) >= answers.threshold  # (N,)
+        found = {
+            "accuracy": answers.accuracy,
+            "accuracy_interval_95": wilson_interval(answers.accuracy, len(labels)),
+            "balanced_accuracy": float(each["recall"].sum() / present),
+            "top_3_accuracy": (top == labels[:, None]).any(1).double().mean().item(),
+            "threshold": answers.threshold,
+            "sure": float(sure.mean()),  # share of the images
+            "accuracy_where_sure": float(hits[sure].mean()) if sure.any() else 0.0,
+        }
+    found["macro"] = {score: float(values.mean()) for score, values in each.items()}  # means over the classes
+    found["macro"] |= {"average_precision": mean} if answers.several else {}
+    found["per_class"] = {
+        name: {score: values[label].item() for score, values in (each | more).items()}
+        for label, name in enumerate(answers.class_names)
+    }
+    for kind, temperature in ("", answers.temperature), ("uncalibrated_", 1.0):
+        logits = torch.from_numpy(answers.logits).double() / temperature
+        shares = logits.sigmoid() if answers.several else logits.softmax(1)
+        loss = F.binary_cross_entropy_with_logits if answers.several else F.cross_entropy
+        found[f"{kind}loss"] = loss(logits, labels.double() if answers.several else labels).item()  # nats
+        found[f"{kind}calibration_error"] = calibration_error(shares, labels)
+    return {"images": len(labels), "temperature": answers.temperature, **found, **_unlike(answers)}
+
+
+def _scores(right: Any, said: Any, given: Any) -> dict[str, Any]:
+    """Scores of so many right, said and given answers."""
+    f1 = 2 * right / np.maximum(said + given, 1)
+    return {"precision": right / np.maximum(said, 1), "recall": right / np.maximum(given, 1), "f1": f1}
+
+
+def _unlike(answers: Answers) -> dict[str, Any]:
+    """How well `energy` tells the test images from those that show something else."""
+    if answers.others is None:
+        return {}
+    own = energy(answers.logits, answers.temperature, answers.several)  # (N,)
+    # Ranks, because of scores beyond 1 torchmetrics would take sigmoids.
+    ranks = np.unique(np.concatenate([own, answers.others]), return_inverse=True)[1]  # (N + M,)
+    auroc = binary_auroc(torch.from_numpy(ranks / len(ranks)), (torch.arange(len(ranks)) >= len(own)).long()).item()
+    cut = float(np.quantile(own, 0.95))
+    above = float((answers.others > cut).mean())
+    return {"unlike": {"images": len(answers.others), "auroc": auroc, "cut": cut, "above_cut": above}}

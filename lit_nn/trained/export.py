@@ -4,11 +4,12 @@ import base64
 import copy
 import hashlib
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from lit_nn.checkpoint import load_classifier, versions
 from lit_nn.errors import ModelError, UsageError, brief
 from lit_nn.model import ImageClassifier
 from lit_nn.trained.evaluate import Answers, answer_test_images, data_of
-from lit_nn.trained.predict import METADATA, Model, Pixels, classifier_model, open_model, open_onnx, quiet
+from lit_nn.trained.predict import METADATA, METADATA_FILE, classifier_model, open_model, open_onnx, quiet
 
 RUNS = 21  # in which the speed of a file is measured
 
@@ -66,7 +67,7 @@ def write_onnx(classifier: ImageClassifier, metadata: Mapping[str, str], path: P
 
 def write_torch_export(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
     """Write a program of torch.export, which runs without this project."""
-    torch.export.save(_graph(classifier, metadata), path, extra_files={METADATA: json.dumps(metadata)})
+    torch.export.save(_graph(classifier, metadata), path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 
 def write_safetensors(classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
@@ -91,17 +92,6 @@ FORMATS: dict[str, tuple[str, Callable[[ImageClassifier, Mapping[str, str], Path
 }
 
 
-def medians(models: Sequence[Model], images: Pixels) -> list[float]:
-    """Median milliseconds that models take for images, uint8 (N, C, H, W), in turn: other work slows all of them."""
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(RUNS):
-        for model, taken in zip(models, times, strict=True):
-            began = time.perf_counter()
-            model.run(images)
-            taken.append(1000 * (time.perf_counter() - began))
-    return [statistics.median(taken) for taken in times]
-
-
 class Export:
     """A checkpoint (.ckpt) that is written to other formats, each file checked before it gets its name."""
 
@@ -113,31 +103,26 @@ class Export:
             self.expected, self.data = answer_test_images(model, data), data  # what files are compared with
             self.about = f"all {len(self.expected.labels):,} test images of {type(data).__name__}"
         except (DataError, UsageError) as error:
-            images = np.random.default_rng(0).integers(0, 256, (64, *model.image_shape), np.uint8)
-            self.expected = Answers(model.class_names, images, np.zeros(64, np.int64), *model.run(images))
+            noise = np.random.default_rng(0).integers(0, 256, (64, *model.image_shape), np.uint8)
+            self.expected = Answers(model.class_names, noise, np.zeros(64, np.int64), *model.run(noise))
             self.about = f"64 images of random pixels, so without accuracies ({brief(error)})"
-        channels, *size = map(str, model.image_shape)
-        shape, colours = (
-            ", ".join([channels, *(["height", "width"] if any_size else size)]),
-            "gray" if model.image_shape[0] == 1 else "RGB",
-        )
+        images: Any = self.expected.images
+        channels, height, width = model.image_shape
+        few = [images[np.arange(count) % len(images)] for count in (1, 2, 17)]
+        few += [np.random.default_rng(0).integers(0, 256, (1, channels, 61, 37), np.uint8)] if any_size else []
+        self.batches = [images, *few]
+        self.answers = [(self.expected.logits, self.expected.probabilities), *map(model.run, few)]
+        size, colours = "height, width" if any_size else f"{height}, {width}", "gray" if channels == 1 else "RGB"
         # Where the data lay is nobody's business; what else decides on the test part goes along.
         options = {name: value for name, value in model.data.get("options", {}).items() if name != "data_dir"}
         options |= {"table": Path(options["table"]).name} if "table" in options else {}
-        parts = {name: base64.b64encode(part.astype("<i8").tobytes()).decode() for name, part in model.parts.items()}
+        raw = {name: (part.shape, part.astype("<i8").tobytes()) for name, part in model.parts.items()}
+        facts = model._replace(any_size=any_size, data=model.data and {**model.data, "options": options})._asdict()
+        facts["parts"] = {name: (shape, base64.b64encode(data).decode()) for name, (shape, data) in raw.items()}
         self.metadata = {
-            "class_names": json.dumps(model.class_names),
-            "image_shape": json.dumps(model.image_shape),
-            "levels": json.dumps(model.levels),
-            "fit": json.dumps(model.fit),
-            "any_size": json.dumps(any_size),
-            "temperature": json.dumps(model.temperature),
-            "threshold": json.dumps(model.threshold),
-            "multi_label": json.dumps(model.multi_label),
-            "data": json.dumps(model.data and {**model.data, "options": options}),
-            "parts": json.dumps({name: [part.shape, parts[name]] for name, part in model.parts.items()}),
+            **{name: json.dumps(facts[name]) for name in METADATA},
             "format": "lit-nn 1",
-            "input": f"pixels: uint8 (batch, {shape}), 0..255, {colours}, not scaled, not normalised",
+            "input": f"pixels: uint8 (batch, {channels}, {size}), 0..255, {colours}, not scaled, not normalised",
             "output": "logits and probabilities: float32 (batch, classes), in the order of class_names",
             "net": self.classifier.net_name,
             "test_accuracy": f"{self.expected.accuracy:.6f} on {self.about}" if self.data else "not measured",
@@ -152,9 +137,6 @@ class Export:
         """
         if name == "int8" and self.data is None:
             raise UsageError(f"--int8 needs the data set, to measure what it costs; here are only {self.about}")
-        expected = self.expected
-        batches = [np.arange(size) % len(expected.images) for size in (1, 2, 17, len(expected.images))]
-        odd = np.random.default_rng(0).integers(0, 256, (1, expected.images.shape[1], 61, 37), np.uint8)
         with atomic_path(target) as part:
             try:
                 with quiet():
@@ -164,30 +146,29 @@ class Export:
                     classifier = copy.deepcopy(self.classifier)
                     classifier.net.load_state_dict(torch.load(part, weights_only=True))
                 model = classifier_model(classifier) if name == "state_dict" else open_model(part)
-                answers = [model.run(expected.images[rows]) for rows in batches]
-                other_sizes = [one.run(odd)[0] for one in (model, classifier_model(self.classifier)) if one.any_size]
+                answers = [model.run(images) for images in self.batches]
             except Exception as error:  # torch's exporters and the runtimes raise all kinds of things
                 raise ModelError(
                     f"net {self.classifier.net_name} cannot be exported to {name}, loaded again and run: {brief(error)}"
                     "\nA graph cannot hold Python control flow that depends on values: docs/add_a_network.md"
                 ) from error
-            logits, probabilities = (np.concatenate(values) for values in zip(*answers, strict=True))
-            rows = np.concatenate(batches)
-            difference = np.abs(logits - expected.logits[rows]).max()
-            relative = difference / (np.abs(expected.logits).max() or 1)
-            if model.any_size:
-                relative = np.maximum(relative, np.abs(np.subtract(*other_sizes)).max() / np.abs(other_sizes[1]).max())
-            relative = np.maximum(relative, np.abs(probabilities - expected.probabilities[rows]).max())  # keeps NaN
-            if not relative <= tolerance and name != "int8":
+            scales = np.abs(self.expected.logits).max() or 1, 1  # of logits and probabilities
+            differences = [
+                np.abs(one - other).max() / scale
+                for pair in zip(answers, self.answers, strict=True)
+                for one, other, scale in zip(*pair, scales, strict=True)
+            ]
+            largest = np.max(differences)  # which keeps NaN
+            if not largest <= tolerance and name != "int8":
                 raise ModelError(
-                    f"{target.name} is not the same model: its outputs differ by {relative:.1e} of the largest logit, "
+                    f"{target.name} is not the same model: its outputs differ by {largest:.1e} of the largest logit, "
                     f"{tolerance:.1e} is allowed (--tolerance). No file was left."
                 )
-            accuracy = expected._replace(logits=answers[-1][0]).accuracy
-            scores = f"; accuracy {accuracy:.2%}, checkpoint {expected.accuracy:.2%}" if self.data else ""
-            scores += f"\n{self._compare_speed(part, expected.accuracy - accuracy)}" if name == "int8" else ""
-            found = f"largest difference of logits {difference:.1e}, relative {relative:.1e}"
-            return f"{target}: {part.stat().st_size:,} bytes; {found}, at batches of 1, 2, 17 and all{scores}"
+            accuracy = self.expected._replace(logits=answers[0][0]).accuracy
+            scores = f"; accuracy {accuracy:.2%}, checkpoint {self.expected.accuracy:.2%}" if self.data else ""
+            scores += f"\n{self._compare_speed(part, self.expected.accuracy - accuracy)}" if name == "int8" else ""
+            found = f"{part.stat().st_size:,} bytes; largest difference {largest:.1e} of the largest logit"
+            return f"{target}: {found}, at batches of 1, 2, 17 and all{scores}"
 
     def _write_int8(self, classifier: ImageClassifier, metadata: Mapping[str, str], path: Path) -> None:
         """Write an ONNX file with 8-bit integers; the ranges of activations come from training images."""
@@ -205,9 +186,12 @@ class Export:
 
     def _compare_speed(self, path: Path, lost: float) -> str:
         """The times of an int8 file and of the same with floats, and which to take; ``lost`` is a share of accuracy."""
-        models, images, said, gains = (self.floats, open_onnx(path, threads=1)), self.expected.images, [], []
+        models, said, gains = (self.floats, open_onnx(path, threads=1)), [], []
         for count, name in (1, "an image"), (8, "a batch of 8"):
-            floats, integers = medians(models, images[np.arange(count) % len(images)])
+            batch = self.expected.images[np.arange(count) % len(self.expected.images)]
+            # In turn, so that other work slows both.
+            times = [[timeit(partial(model.run, batch), number=1) for model in models] for _ in range(RUNS)]
+            floats, integers = 1000 * np.median(times, 0)
             said.append(f"{name} takes {floats:.3g} ms with floats, {integers:.3g} ms with int8")
             gains.append(floats / integers)
         take = "int8" if min(gains) > 1.1 and lost < 0.01 else "the .onnx with floats"

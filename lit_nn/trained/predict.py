@@ -22,7 +22,9 @@ from lit_nn.errors import ModelError, UsageError, brief, place
 if TYPE_CHECKING:
     from lit_nn.model import ImageClassifier
 
-METADATA = "metadata.json"  # the file inside a .pt2
+FACTS = ("class_names", "image_shape", "levels", "fit", "temperature", "threshold", "multi_label")  # fields of Model
+METADATA = (*FACTS, "any_size", "data", "parts")  # what exports hold as JSON, by name
+METADATA_FILE = "metadata.json"  # inside a .pt2
 BATCH = 128  # images that go through a model at once
 MODEL_HELP = "a checkpoint (.ckpt) or an export (.onnx, .safetensors, .pt2); a stranger's .pt2 can run code"
 
@@ -53,7 +55,7 @@ class Prediction(NamedTuple):
 
     labels: list[str]  # names of classes
     probabilities: list[float]  # of each, between 0 and 1
-    sure: bool = True  # whether the first one reaches the threshold of the model
+    sure: bool | None  # whether the first one reaches the threshold of the model; None where there may be several
     unlike: float = 0.0  # how unlike all training images it is: `energy`
 
     @property
@@ -67,9 +69,22 @@ class Prediction(NamedTuple):
         return self.probabilities[0] if self.labels else 0.0
 
     @property
-    def cells(self) -> list[str]:
-        """Labels and probabilities as two cells of a table."""
-        return ["|".join(self.labels) or "none", "|".join(f"{share:.6f}" for share in self.probabilities)]
+    def cells(self) -> dict[str, str]:
+        """Labels and probabilities for a table, by the names of its columns."""
+        cells, shares = dict[str, str](), [f"{share:.6f}" for share in self.probabilities]
+        if self.sure is None:
+            return {"labels": "|".join(self.labels) or "none", "probabilities": "|".join(shares)}
+        for n, (label, share) in enumerate(zip(self.labels, shares, strict=True), 1):
+            cells |= {f"label_{n}".removesuffix("_1"): label, f"probability_{n}".removesuffix("_1"): share}
+        return cells
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """All of it for JSON."""
+        pairs = zip(self.labels, self.probabilities, strict=True)
+        found = [{"label": label, "probability": round(share, 6)} for label, share in pairs]
+        said = {"labels": self.labels} if self.sure is None else {"sure": self.sure}
+        return {**said, "unlike": round(self.unlike, 4), "predictions": found}
 
 
 class Model(NamedTuple):
@@ -78,14 +93,14 @@ class Model(NamedTuple):
     class_names: list[str]  # in the order of the logits
     image_shape: tuple[int, int, int]  # channels, height and width of the images it was trained on
     levels: int  # largest gray level of 16-bit files, which becomes 255 when a file is read
+    fit: str  # how images of other sizes become such images
+    temperature: float  # by which logits are divided before they become probabilities
+    threshold: Any  # probability below which it is not sure; or a list of those from which on it says each label
+    multi_label: bool  # whether it may give an image several labels, or none
     run_batch: Run
-    fit: str = "crop"  # how images of other sizes become such images
-    any_size: bool = True  # whether it does that itself, or takes images of that size only
+    any_size: bool = True  # whether it fits images itself, or takes those of its size only
     data: dict[str, Any] = {}  # "class" and "options" of the data set it was trained on; empty if it is not known
     parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
-    temperature: float = 1.0  # by which logits are divided before they become probabilities
-    threshold: Any = 0.0  # probability below which it is not sure; or a list of those from which on it says each label
-    multi_label: bool = False  # whether it may give an image several labels, or none
     overlay: Callable[[Pixels], Pixels] = _no_overlay  # one image (C, H, W) under its heat map, (*image_shape[1:], 3)
 
     def run(self, images: Pixels) -> Answer:
@@ -94,28 +109,32 @@ class Model(NamedTuple):
         logits, probabilities = zip(*answers, strict=True)
         return np.concatenate(logits), np.concatenate(probabilities)
 
-    def name(self, images: Sequence[Pixels], top_k: int) -> list[Prediction]:
-        """What each of some images (C, H, W), of different sizes, shows; see `read`."""
-        predictions: list[Prediction] = [Prediction([], [])] * len(images)
-        for shape in {image.shape for image in images}:  # images of one size go through together
-            rows = [row for row, image in enumerate(images) if image.shape == shape]
+    def judge(self, images: Sequence[Any]) -> list[Any]:
+        """Probabilities (num_classes,) and `energy` of each image (C, H, W), of any size; what is none stays itself."""
+        found, rows_of = list(images), dict[Any, list[int]]()
+        for row, image in enumerate(images):
+            if isinstance(image, np.ndarray):
+                rows_of.setdefault(image.shape, []).append(row)
+        for rows in rows_of.values():  # images of one size go through together
             logits, probabilities = self.run(np.stack([images[row] for row in rows]))
-            unlike = energy(logits, self.temperature, self.multi_label).tolist()
-            for row, shares, score in zip(rows, probabilities, unlike, strict=True):
-                predictions[row] = self.read(shares, top_k)._replace(unlike=score)
-        return predictions
+            scores = energy(logits, self.temperature, self.multi_label).tolist()
+            for row, *judged in zip(rows, probabilities, scores, strict=True):
+                found[row] = judged
+        return found
 
-    def read(self, shares: NDArray[np.float32], top_k: int) -> Prediction:
+    def read(
+        self, shares: NDArray[np.float32], top_k: int = 1, threshold: Any = None, unlike: float = 0.0
+    ) -> Prediction:
         """What the probabilities of an image say, (num_classes,): its ``top_k`` most probable classes.
 
         Where it may have several labels, they are all that reach their thresholds, whatever ``top_k`` is.
         """
-        top_k, least = min(top_k, len(shares)), np.array(self.threshold)  # an array, or it would be rounded
+        top_k, least = min(top_k, len(shares)), np.array(self.threshold if threshold is None else threshold)
         # To sort all of many classes takes longer than all the rest.
         order = np.flatnonzero(shares >= least) if self.multi_label else np.argpartition(-shares, top_k - 1)[:top_k]
         order = order[np.lexsort((order, -shares[order]))]
-        names = [self.class_names[label] for label in order]
-        return Prediction(names, shares[order].tolist(), self.multi_label or bool(shares[order[0]] >= least))
+        sure = None if self.multi_label else bool(shares[order[0]] >= least)
+        return Prediction([self.class_names[label] for label in order], shares[order].tolist(), sure, unlike)
 
     def pixels(self, image: Any) -> Pixels:
         """One image of any kind, decoded as in training, (C, H, W) of its own size."""
@@ -197,7 +216,7 @@ def open_onnx(path: Path, threads: int = 0) -> Model:
 def _open_program(path: Path) -> Model:
     import torch
 
-    files = {METADATA: ""}
+    files = {METADATA_FILE: ""}
     with quiet():
         program = torch.export.load(path, extra_files=files).module()
 
@@ -206,8 +225,7 @@ def _open_program(path: Path) -> Model:
         answer = program(torch.from_numpy(images))
         return answer["logits"].numpy(), answer["probabilities"].numpy()
 
-    metadata = json.loads(files[METADATA])
-    return _described(metadata, run)._replace(any_size=metadata.get("any_size") == "true")
+    return _described(json.loads(files[METADATA_FILE]), run)
 
 
 def _open_checkpoint(path: Path) -> Model:
@@ -227,7 +245,7 @@ def _open_safetensors(path: Path) -> Model:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
     model = classifier_model(build_model(json.loads(metadata["hyper_parameters"]), tensors))
-    return _described(metadata, model.run_batch)
+    return _described(metadata, model.run_batch)._replace(any_size=True)
 
 
 OPENERS = {".ckpt": _open_checkpoint, ".onnx": open_onnx, ".pt2": _open_program, ".safetensors": _open_safetensors}
@@ -249,9 +267,8 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
         classifier.train(was_training)
         return logits.numpy(), classifier.probabilities(logits).numpy()
 
-    model = Model(classifier.class_names, classifier.image_shape, classifier.arguments["levels"], run, classifier.fit)
-    model = model._replace(temperature=classifier.temperature, threshold=classifier.threshold)
-    return model._replace(multi_label=classifier.multi_label, overlay=show)
+    facts = {name: getattr(classifier, name) for name in FACTS if name != "levels"}
+    return Model(**facts, levels=classifier.arguments["levels"], run_batch=run, overlay=show)
 
 
 def data_uri(pixels: Pixels) -> str:
@@ -261,22 +278,23 @@ def data_uri(pixels: Pixels) -> str:
 
 
 def _described(metadata: Mapping[str, str], run: Run) -> Model:
-    older = {"levels": "65535", "fit": '"crop"', "parts": "{}", "temperature": "1", "threshold": "0"}
-    older["multi_label"] = "false"  # and they lack some
-    said = {name: json.loads({**older, **metadata}[name]) for name in ("class_names", "image_shape", "data", *older)}
-    channels, height, width = said["image_shape"]
-    data = said["data"] if isinstance(said["data"], dict) else {}
+    """The model that an export says it is, which can be anything."""
+    said: dict[str, Any] = {"levels": 65535, "fit": "crop", "temperature": 1, "threshold": 0, "parts": {}}
+    said |= {"multi_label": False, "any_size": False}  # as in older ones, which lack some
+    said |= {name: json.loads(metadata[name]) for name in METADATA if name in metadata}
+    (channels, height, width), names = said["image_shape"], [*map(str, said["class_names"])]
+    several, threshold = said["multi_label"] is True, np.array(said["threshold"], float)
+    is_right = threshold.shape == ((len(names),) if several else ()) and ((threshold >= 0) & (threshold <= 1)).all()
+    if not (is_right and said["temperature"] > 0):
+        raise ValueError(f"temperature {said['temperature']}, threshold {said['threshold']}")
     parts = {
         str(name): np.frombuffer(base64.b64decode(text, validate=True), "<i8").reshape(shape)
         for name, (shape, text) in said["parts"].items()
     }
-    names, shape, fit = [*map(str, said["class_names"])], (channels, height, width), str(said["fit"])
-    temperature, several = float(said["temperature"]), said["multi_label"] is True
-    threshold = [*map(float, said["threshold"])] if several else float(said["threshold"])
-    is_right = np.shape(threshold) == ((len(names),) if several else ()) and 0 <= np.min(threshold) <= np.max(threshold)
-    if not (temperature > 0 and is_right and np.max(threshold) <= 1):
-        raise ValueError(f"temperature {temperature}, threshold {threshold}")
-    return Model(names, shape, int(said["levels"]), run, fit, True, data, parts, temperature, threshold, several)
+    data = said["data"] if isinstance(said["data"], dict) else {}
+    said |= {"class_names": names, "image_shape": (channels, height, width), "levels": int(said["levels"])}
+    said |= {"threshold": threshold.tolist(), "multi_label": several, "data": data, "parts": parts}
+    return Model(**said, run_batch=run)
 
 
 def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> list[Prediction]:
@@ -304,12 +322,12 @@ def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> li
             pixels.append(model.pixels(image))
         except ImageError as error:
             raise ImageError(f"{printable(str(image))}: {error}") from error
-    return model.name(pixels, top_k)
+    return [model.read(shares, top_k, unlike=unlike) for shares, unlike in model.judge(pixels)]
 
 
 def predict_files(
-    model: Model, files: list[tuple[str, str]], top_k: int
-) -> Iterator[tuple[str, Pixels | str, Prediction]]:
+    model: Model, files: list[tuple[str, str]], top_k: int = 1
+) -> Iterator[tuple[str, Pixels | str, Prediction | None]]:
     """Name, pixels or what is wrong, what is shown, of each file; what is wrong with it may be known already."""
 
     def decode(file: tuple[str, str]) -> Pixels | str:
@@ -326,6 +344,8 @@ def predict_files(
         for start in range(0, len(files), BATCH):
             decoded = list(coming)
             coming = pool.map(decode, files[start + BATCH : start + 2 * BATCH])
-            found = iter(model.name([item for item in decoded if not isinstance(item, str)], top_k))
-            for (path, _), item in zip(files[start : start + BATCH], decoded, strict=True):
-                yield printable(path), item, Prediction([], []) if isinstance(item, str) else next(found)
+            for (path, _), item, judged in zip(
+                files[start : start + BATCH], decoded, model.judge(decoded), strict=True
+            ):
+                found = None if isinstance(item, str) else model.read(judged[0], top_k, unlike=judged[1])
+                yield printable(path), item, found

@@ -1,22 +1,22 @@
-"""A model's report as one page: report.html of this folder, filled in."""
+"""A model's report: numbers, tables, figures, and all of them on one page, which is report.html of this folder."""
 
 import base64
-import re
-from collections.abc import Iterable, Mapping
-from html import escape
+import csv
+import io
+import json
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader
 
+from data_modules.files import atomic_path
 from lit_nn.trained.calibrate import wilson_interval
+from lit_nn.trained.evaluate import SHOWN, Answers, measure
+from lit_nn.trained.figures import figures_of
 from lit_nn.trained.predict import data_uri
-
-if TYPE_CHECKING:
-    from lit_nn.trained.evaluate import Answers
-
-SHOWN = 30  # images in a list, and twice the pairs of classes
 
 
 def summary(found: dict[str, Any]) -> dict[str, str]:
@@ -47,66 +47,48 @@ def summary(found: dict[str, Any]) -> dict[str, str]:
     return texts
 
 
-def report_page(answers: "Answers", found: dict[str, Any], title: str, figures: Mapping[str, bytes]) -> str:
+def report_page(answers: Answers, found: dict[str, Any], title: str, figures: dict[str, bytes]) -> str:
     """HTML that loads nothing: what `measure` found, figures as PNG by their names, mistakes, what was not sure."""
-    names, confidence, several = answers.class_names, answers.probabilities.max(1), answers.several  # confidence (N,)
-    right = answers.logits.argmax(1) == (0 if several else answers.labels)  # (N,), of one label
-    sure = confidence >= (0 if several else answers.threshold)  # (N,)
-    wrong = np.zeros((1, 1), int) if several else answers.confusion  # (K, K)
-    np.fill_diagonal(wrong, 0)
-    pairs = np.argsort(-wrong, axis=None, kind="stable")[: min(SHOWN // 2, np.count_nonzero(wrong))]
+    confidence, said, given = answers.probabilities.max(1), answers.said, answers.given  # (N,), (N, K) twice
+    values: dict[str, Any] = {"confidence": confidence, "said": said, "given": given, "mistakes": answers.mistakes}
+    if not answers.several:
+        right, sure = (said & given).any(1), confidence >= answers.threshold  # (N,)
+        values["sure"] = [[np.count_nonzero(some & good) for good in (right, ~right)] for some in (sure, ~sure)]
+        values["doubts"] = np.argsort(confidence, kind="stable")[: np.count_nonzero(~sure)]
+        names, wrong = answers.class_names, answers.confusion
+        np.fill_diagonal(wrong, 0)
+        pairs = np.argsort(-wrong, axis=None, kind="stable")[: min(SHOWN // 2, np.count_nonzero(wrong))]
+        places = zip(*np.unravel_index(pairs, wrong.shape), strict=True)
+        values["confusions"] = [(names[one], names[other], wrong[one, other]) for one, other in places]
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment.filters |= {"percent": "{:.{}%}".format, "data_uri": data_uri}
+    values |= {"answers": answers, "found": found, "title": title, "summary": summary(found)}
+    drawn = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in figures.items()}
+    return environment.get_template("report.html").render(**values, figures=drawn, interval=wilson_interval, most=SHOWN)
 
-    def rows(table: Iterable[Iterable[object]]) -> str:
-        cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in table)
-        return "".join(f"<tr>{row}</tr>" for row in cells)
 
-    def cards(numbers: Iterable[int]) -> str:
-        """Images beside their heat maps, and what is known of them."""
-        text = ""
-        for row in numbers:
-            shown = "".join(f'<img src="{data_uri(pixels)}" alt="">' for pixels in answers.shown(row))
-            named, true, file = (escape(find(row)) for find in (answers.said, answers.given, answers.file))
-            caption = f"said <b>{named}</b>, {confidence[row]:.1%}<br>is {true}<span>{file}</span>"
-            text += f"<figure><div>{shown}</div><figcaption>{caption}</figcaption></figure>"
-        return text
+def write_report(answers: Answers, title: str, folder: Path) -> dict[str, Any]:
+    """Write a page, metrics.json, tables and figures in place of an earlier report's, together; returns `measure`'s."""
+    found, names = measure(answers), answers.class_names
+    rows = [*found["per_class"].values()]
+    files = {"metrics.json": json.dumps({"title": title, **found}, indent=2, ensure_ascii=False).encode() + b"\n"}
+    files["per_class.csv"] = _table(["class", *rows[0]], names, [row.values() for row in rows])
+    if not answers.several:
+        files["confusion.csv"] = _table(["true class \\ predicted class", *names], names, answers.confusion.tolist())
+    drawn = {}
+    for name, figure in figures_of(answers, found, title).items():
+        figure.savefig(png := io.BytesIO())
+        drawn[name] = files[f"{name}.png"] = png.getvalue()
+    files["report.html"] = report_page(answers, found, title, drawn).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as complete:
+        for name, content in files.items():
+            complete.enter_context(atomic_path(folder / name)).write_bytes(content)
+    return found
 
-    classes = []
-    for name, row in found["per_class"].items():
-        low, high = wilson_interval(row["recall"], max(row["support"], 1))
-        texts = {score: f"{row[score]:.1%}" for score in found["macro"]}
-        texts["recall"] += f" ({low:.0%} to {high:.0%})"
-        texts |= {"threshold": f"{row['threshold']:.1%}"} if several else {}
-        classes.append([name, *texts.values(), row["support"]])
-    columns = ("class", *(score.replace("_", " ") for score in found["macro"]), *["threshold"] * several, "images")
-    heads = (f'<th scope="col"><button>{name}</button></th>' for name in columns)
-    mistakes, unsure = answers.mistakes, np.argsort(confidence, kind="stable")[: np.count_nonzero(~sure)]
-    of_all, doubted = f"of {len(right):,} images", "Always sure: the training had no --accept."
-    if found.get("threshold"):
-        doubted = f"{len(unsure):,} {of_all}, below {answers.threshold:.2%}; the least confident first."
-    maps = " Beside each: the places that speak for its answer." * bool(answers.overlays)
-    values = {
-        "title": escape(title),
-        "numbers": "".join(
-            f"<div><dt>{name}</dt><dd><b>{'</b> '.join(f'{text} '.split(' ', 1))}</dd></div>"
-            for name, text in summary(found).items()
-        ),
-        "heads": "".join(heads),
-        "classes": rows(classes),
-        "pairs": rows([names[pair // len(names)], names[pair % len(names)], wrong.flat[pair]] for pair in pairs),
-        "small": "small" * (max(answers.images.shape[2:]) < 100),
-        "mistaken": f"{len(mistakes):,} {of_all}; the most confident first.{maps}",
-        "mistakes": cards(mistakes[:SHOWN].tolist()),
-        "doubted": doubted,
-        "sure": rows(
-            [what, *(np.count_nonzero(some & good) for good in (right, ~right))]
-            for what, some in (("sure", sure), ("not sure", ~sure))
-        ),
-        "doubts": cards(unsure[:SHOWN].tolist()),
-        "calibration": rows(
-            [what, f"{found[f'{which}calibration_error']:.2%}", f"{found[f'{which}loss']:.4f}"]
-            for what, which in (("before", "uncalibrated_"), (f"after, temperature {answers.temperature:.3f}", ""))
-        ),
-        **{f"{name}_png": f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in figures.items()},
-    }
-    page, others = Path(__file__).with_name("report.html").read_text(encoding="utf-8"), "one" if several else "several"
-    return Template(re.sub(f"<!-- {others} -->.*?<!-- end -->", "", page, flags=re.DOTALL)).substitute(values)
+
+def _table(header: list[str], names: list[str], rows: Iterable[Iterable[object]]) -> bytes:
+    csv.writer(text := io.StringIO()).writerows(
+        [header, *([name, *row] for name, row in zip(names, rows, strict=True))]
+    )
+    return text.getvalue().encode()

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import httptools
@@ -32,36 +31,34 @@ HEAD = 1 << 14  # bytes of a request's first line and headers
 HEADERS = {401: "www-authenticate: Bearer\r\n", 429: "retry-after: 1\r\n", 503: "retry-after: 1\r\n"}
 HTML = "text/html; charset=utf-8\r\ncontent-security-policy: default-src 'self' 'unsafe-inline' blob: data:"
 JSON = "application/json"
+PARAMETERS = {  # of /predict: how they look, what is said of others
+    "top_k": ("0*[1-9][0-9]{0,8}", "a whole number from 1"),
+    "threshold": (r"0?\.[0-9]{1,20}|[01](\.0*)?", "a number from 0 to 1"),
+    "heat_map": ("true|false", "true or false"),
+}
 
 
 class Request:
     """A request as far as it has come; httptools' parser calls the methods."""
 
     def __init__(self, server: "Server") -> None:
-        self.server, self.url, self.headers, self.body = server, b"", dict[str, str](), bytearray()
+        self.server, self.url, self.headers, self.body = server, bytearray(), dict[str, str](), bytearray()
         self.method, self.path, self.query, self.size = "", "", "", 0  # size: of the body in bytes
         self.complete = self.keep = False  # keep: another one may follow on the same connection
+        self.on_url, self.on_body = self.url.extend, self.body.extend
         self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:  # noqa: D102
         if self.complete:
             raise ValueError("another one, before this one is answered")
 
-    def on_url(self, url: bytes) -> None:  # noqa: D102
-        self.url += url
-
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:  # noqa: D102
-        self.method, address = self.parser.get_method().decode(), httptools.parse_url(self.url)
+        self.method, address = self.parser.get_method().decode(), httptools.parse_url(bytes(self.url))
         self.path, self.query = ((part or b"").decode("latin-1") for part in (address.path, address.query))
         self.keep = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
-
-    def on_body(self, data: bytes) -> None:  # noqa: D102
-        self.body += data
-        self.size += len(data)
-        self.server.held += len(data)
 
     def on_message_complete(self) -> None:  # noqa: D102
         self.complete = True
@@ -75,6 +72,8 @@ class Request:
             if not self.complete:
                 raise Refusal(400, "This is not HTTP/1.1 as it should be.") from error
             self.keep = False  # what follows is left out; clients send it again on another connection
+        self.server.held += len(self.body) - self.size
+        self.size = len(self.body)
         if max(self.size, int(self.headers.get("content-length", 0))) > limits.max_bytes:
             raise Refusal(413, f"The request is too large; at most {limits.max_bytes:,} bytes are taken.")
         if self.server.held > limits.max_memory:
@@ -85,7 +84,8 @@ class Request:
     def files(self) -> list[tuple[str, bytes]]:
         """Names and contents of the files that came: those of a form, or else the body is one, without a name."""
         kind, most = self.headers.get("content-type", ""), self.server.limits.max_files
-        body, self.body = bytes(self.body), bytearray()
+        body = bytes(self.body)
+        self.body.clear()
         if not kind.lower().startswith("multipart/"):
             return [("", body)]
         boundary = re.search(r'boundary="?([^";,\s]{1,70})', kind, re.IGNORECASE)
@@ -129,8 +129,6 @@ class Server:
             self.no_heat_map = f"This model has no heat maps: {error}."
         self.limits, self.api_key, self.name = limits, api_key, path.stem
         self.threshold = self.model.threshold if threshold is None else threshold
-        if self.model.multi_label:  # what it says of an image is all its classes, of which each request has its part
-            self.model = self.model._replace(threshold=0.0)
         self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.connections, self.idle = set[asyncio.StreamWriter](), set[asyncio.StreamWriter]()
         self.statuses, self.seconds, self.held, self.stopping = Counter[int](), 0.0, 0, False
@@ -248,36 +246,25 @@ class Server:
         if request.path in self.pages:
             kind, content = self.pages[request.path]
             return kind, content()
-        options, known = {"top_k": "5", "heat_map": "false"}, ("top_k", "threshold", "heat_map")
+        options = {"top_k": "5", "heat_map": "false"}
         for name, text in parse_qsl(request.query, keep_blank_values=True)[:9]:
-            if name not in known:
-                raise Refusal(422, f"There is no parameter '{name}'.{did_you_mean(name, known)}")
+            if name not in PARAMETERS:
+                raise Refusal(422, f"There is no parameter '{name}'.{did_you_mean(name, PARAMETERS)}")
+            pattern, allowed = PARAMETERS[name]
+            if not re.fullmatch(pattern, text):
+                raise Refusal(422, f"{name} is '{text}'; give {allowed}.")
             options[name] = text
-        if not re.fullmatch("0*[1-9][0-9]{0,8}", options["top_k"]):
-            raise Refusal(422, f"top_k is '{options['top_k']}'; give a whole number from 1.")
-        if not re.fullmatch(r"0?\.[0-9]{1,20}|[01](\.0*)?", options.get("threshold", "0")):
-            raise Refusal(422, f"threshold is '{options['threshold']}'; give a number from 0 to 1.")
-        if options["heat_map"] not in ("true", "false"):
-            raise Refusal(422, f"heat_map is '{options['heat_map']}'; give true or false.")
         if (heat_map := options["heat_map"] == "true") and self.no_heat_map:
             raise Refusal(422, self.no_heat_map)
-        classes, several = self.model.class_names, self.model.multi_label
-        top_k = min(int(options["top_k"]), len(classes))
-        own: Any = float(options["threshold"]) if "threshold" in options else self.threshold
-        least = dict(zip(classes, np.broadcast_to(own, len(classes)).tolist(), strict=True)) if several else {}
+        threshold = float(options["threshold"]) if "threshold" in options else self.threshold
         names, files = zip(*request.files(), strict=True)
         results = []
-        for name, answer in zip(names, await self.batcher.name([*files], top_k, heat_map), strict=True):
-            if isinstance(answer, Refusal):
-                raise Refusal(answer.status, f"{name}: {answer}" if name else str(answer))
-            found, overlay = answer
-            pairs = list(zip(found.labels, found.probabilities, strict=True))
-            shown = [pair for pair in pairs if pair[1] >= least[pair[0]]] if several else pairs[:top_k]
-            result: dict[str, Any] = {"file": name}
-            result |= {"labels": [label for label, _ in shown]} if several else {"sure": pairs[0][1] >= own}
-            result |= {"unlike": round(found.unlike, 4), **({"heat_map": overlay} if heat_map else {})}
-            predictions = [{"label": label, "probability": round(share, 6)} for label, share in shown]
-            results.append({**result, "predictions": predictions})
+        for name, judged in zip(names, await self.batcher.judge([*files], heat_map), strict=True):
+            if isinstance(judged, Refusal):
+                raise Refusal(judged.status, f"{name}: {judged}" if name else str(judged))
+            shares, unlike, overlay = judged
+            result = {"file": name, **self.model.read(shares, int(options["top_k"]), threshold, unlike).plain}
+            results.append({**result, "heat_map": overlay} if heat_map else result)
         return JSON, json.dumps({"model": self.name, "version": self.version, "results": results}, ensure_ascii=False)
 
     def ready(self) -> str:

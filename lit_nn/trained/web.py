@@ -5,19 +5,10 @@ import shutil
 from pathlib import Path
 
 from data_modules.files import atomic_path
-from lit_nn.errors import UsageError
 from lit_nn.trained.predict import open_model
 
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # of npm's package onnxruntime-web
 PLACE = "const WEB = null;"  # in page.html
-
-
-def check_runtime(runtime: Path | None) -> None:
-    """Raise UsageError unless a folder holds what a browser needs to run a model."""
-    if runtime is None or (missing := [name for name in RUNTIME if not (runtime / name).is_file()]):
-        what = "is not given" if runtime is None else f"{runtime}: no {' and no '.join(missing)} in it"
-        hint = "type npm install onnxruntime-web, then give node_modules/onnxruntime-web/dist"
-        raise UsageError(f"--onnxruntime_web {what}; {hint}")
 
 
 def write_web(folder: Path, runtime: Path) -> None:
