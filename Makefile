@@ -46,6 +46,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/data_path.py >> build/RESULTS.md
 	$(BIN)/python benchmarks/augment.py >> build/RESULTS.md
 	$(BIN)/python benchmarks/scaling.py >> build/RESULTS.md
+	$(BIN)/python benchmarks/startup.py >> build/RESULTS.md
 	mv build/RESULTS.md benchmarks/RESULTS.md
 
 $(VENV)/installed: $(INPUTS)

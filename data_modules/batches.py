@@ -6,6 +6,7 @@ every process of a distributed run can work out its own part of it.
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -16,6 +17,18 @@ from torch import Tensor
 from data_modules.errors import OptionError
 
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels, int64 (B,), or 0 or 1, float32 (B, K)
+
+
+READ_AHEAD = 2**20  # bytes of a batch from which on a step does not wait for the disk; a smaller one is cut faster
+
+
+def one_ahead(items: Iterator[Batch]) -> Iterator[Batch]:
+    """The same items; a thread makes the next one while one is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def seeded_generator(*key: int) -> torch.Generator:
@@ -100,12 +113,17 @@ class BatchLoader:
         # A generator starts at its first next(), after the Trainer has called set_epoch and load_state_dict.
         first, self._first_batch = self._first_batch, 0
         order = self.order().to(self.images.device)  # at once: at every step it would wait for the GPU
-        for batch in range(first, len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]  # (B,)
-            # index_select copies whole images; the general indexing of images[rows] takes about ten times as long.
-            images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)  # (B, C, H, W), (B,)
-            self.batches_done = batch + 1
-            yield (images.pin_memory(), labels.pin_memory()) if self.pin_memory else (images, labels)
+        starts = range(first * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        batches = map(self._cut, (order[start : start + self.batch_size] for start in starts))  # (B,)
+        waits = self.images.device.type == "cpu" and self.batch_size * self.images[0].nbytes >= READ_AHEAD
+        for batch, images_and_labels in enumerate(one_ahead(batches) if waits else batches, first + 1):
+            self.batches_done = batch
+            yield images_and_labels
+
+    def _cut(self, rows: Tensor) -> Batch:
+        # index_select copies whole images; the general indexing of images[rows] takes about ten times as long.
+        images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)  # (B, C, H, W), (B,)
+        return (images.pin_memory(), labels.pin_memory()) if self.pin_memory else (images, labels)
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the training this loader is; the Trainer stores it in checkpoints."""

@@ -82,6 +82,18 @@ def test_balanced_sampling_draws_every_class_equally_often(world_size: int) -> N
     assert all(900 < count < 1100 for count in counts[[0, 1, 3]])  # 1000 expected, standard deviation 26
 
 
+def test_large_images_come_in_the_same_order_and_state() -> None:
+    """A thread cuts them ahead; what counts as done is what was taken."""
+    small = loader(22, seed=3, shuffle=True)
+    large = BatchLoader(small.images.expand(-1, 1, 512, 512), small.labels, small.indices, 4, seed=3, shuffle=True)
+    assert [labels.tolist() for _, labels in large] == numbers(small)
+    cut = iter(large)
+    taken = [next(cut)[1].tolist() for _ in range(2)]
+    large.load_state_dict(state := large.state_dict())
+    assert state["batches_done"] == 2
+    assert taken + [labels.tolist() for _, labels in large] == numbers(small)
+
+
 def test_fewer_training_images_than_processes_are_refused() -> None:
     with pytest.raises(OptionError, match="2 training images cannot be shared among 3"):
         loader(2, shuffle=True, world_size=3)

@@ -102,6 +102,27 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/resnet18"])
+def test_the_size_of_the_weights_can_be_left(name: str) -> None:
+    sizes = []
+    for more in ({}, {"input_size": 64}):
+        net: Any = build_net(name, 3, 2, (32, 32), {"weights": "a.pth", **more})
+        sizes += [net.image_size, build_net(name, 3, 2, (32, 32), net.rebuild_args).image_size]  # as in a checkpoint
+    assert sizes[0] == sizes[1] != (64, 64) == sizes[2] == sizes[3]
+
+
+def test_depthwise_layers_train_in_float32_on_a_cpu() -> None:
+    net = build_net("timm/mobilenetv3_small_050", 3, 2, (32, 32))
+    layer = next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1)
+    x = torch.randn(2, layer.in_channels, 9, 9)
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = layer(x)
+        with torch.no_grad():
+            assert not layer(x).equal(trained)
+    assert trained.equal(exact.bfloat16())
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if number < 2 else pytest.mark.slow) for number, name in enumerate(FAMILIES)]
 )

@@ -31,10 +31,14 @@ def folder(tmp_path: Path, monkeypatch: Patch) -> Path:
     return tmp_path / "runs" / "sweeps" / "space"
 
 
+def study_of(folder: Path) -> optuna.Study:
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    return optuna.load_study(study_name="sweep", storage=storage)
+
+
 def trials_of(folder: Path) -> list[FrozenTrial]:
     """The trials of a study, as they are in its storage."""
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    return optuna.load_study(study_name="sweep", storage=storage).get_trials()
+    return study_of(folder).get_trials()
 
 
 def finished(folder: Path) -> list[FrozenTrial]:
@@ -96,7 +100,7 @@ def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
 @pytest.mark.posix
 @pytest.mark.timeout(1200)
 def test_two_searches_killed_at_random_moments_lose_nothing(folder: Path, tmp_path: Path, start: Start) -> None:
-    words, rng = [*QUICK, "4", "--trials", "10", "--study_dir"], random.Random(seed := time.time_ns())
+    words, rng = [*QUICK, "4", "--trials", "10", "--study_dir"], random.Random(0)
     ended(start("sweep", "space.yaml", *words, "quiet"))
     for count, kill in ((0, os.killpg), (2, os.kill), (4, os.killpg)):  # all of it, or a search without its training
         searches = [start("sweep", "space.yaml", *words, "killed") for _ in range(2)]
@@ -107,15 +111,32 @@ def test_two_searches_killed_at_random_moments_lose_nothing(folder: Path, tmp_pa
             process.wait()
     ended(start("sweep", "space.yaml", *words, "killed"))
     quiet, killed = (trials_of(tmp_path / name) for name in ("quiet", "killed"))
-    assert [trial.params for trial in killed] == [trial.params for trial in quiet], seed
-    assert any(len(trial.intermediate_values) < 4 for trial in quiet)  # that is what pruning is for
+    assert [trial.params for trial in killed] == [trial.params for trial in quiet]
     for trial, twin in zip(killed, quiet, strict=True):
-        assert trial.state == TrialState.PRUNED or [*trial.intermediate_values] == [0, 1, 2, 3], seed
+        assert trial.state == TrialState.PRUNED or [*trial.intermediate_values] == [0, 1, 2, 3]
         shared = trial.intermediate_values.items() & twin.intermediate_values.items()
-        assert len(shared) == min(len(trial.intermediate_values), len(twin.intermediate_values)), seed
+        assert len(shared) == min(len(trial.intermediate_values), len(twin.intermediate_values))
     best = max((trial for trial in killed if trial.state == TrialState.COMPLETE), key=lambda trial: trial.value or 0)
     assert script("train")(["--config", "killed/best.yaml", "--run_dir", "again"]) == 0
     assert accuracies(Path("again")) == best.intermediate_values
+
+
+@pytest.mark.slow
+def test_a_trial_behind_the_median_is_pruned(folder: Path) -> None:
+    Path("space.yaml").write_text("lr: 0.001\n", encoding="utf-8")
+    words = ["space.yaml", *QUICK, "100", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    assert script("sweep")([*words, "--trials", "1"]) == 0
+    first, study = trials_of(folder)[0], study_of(folder)
+    perfect = dict.fromkeys(range(100), 1.0)
+    for _ in range(4):
+        rival = optuna.create_trial(value=0, params=first.params, distributions=first.distributions)
+        rival.intermediate_values = perfect
+        study.add_trial(rival)
+    assert script("sweep")([*words, "--trials", "6"]) == 0
+    assert len(first.intermediate_values) == 100
+    last = trials_of(folder)[5]
+    assert last.state == TrialState.PRUNED
+    assert 25 < len(last.intermediate_values) < 100  # a quarter is not judged
 
 
 @pytest.mark.slow
