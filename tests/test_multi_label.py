@@ -100,16 +100,16 @@ def test_a_delimiter_and_columns_of_0_and_1_say_the_same(
 
 def test_the_command_line_knows_all_of_it(cells: Cells, tmp_path: Path, capsys: Said) -> None:
     noise(0, 6, 6, 1).save(tmp_path / "copy.bmp")
-    spaced = [[file, label.replace("|", " ")] for file, label in [*cells, ["copy.bmp", "bee"]]]
-    line = of_table(write(spaced, tmp_path / "spaced.csv"), "--data.delimiter", " ")
-    assert script("prepare_data")([*line, "--sheet", str(tmp_path / "x.png")]) == 0
+    spaced, by_space = [[file, label.replace("|", " ")] for file, label in cells], ("--data.delimiter", " ")
+    copies = write([*spaced, ["copy.bmp", "bee"]], tmp_path / "copies.csv")
+    assert script("prepare_data")([*of_table(copies, *by_space), "--sheet", str(tmp_path / "x.png")]) == 0
     said = capsys.readouterr().out
     assert "labels per image: 10 with 0, 21 with 1, 10 with 2\n" in said
     assert "contradictions:   1 images have other labels in another place\n" in said
     assert "1 images lie in two places with other labels, the same at 6 x 6 pixels" in said
     assert (tmp_path / "x.png").stat().st_size > 1000
     columns = of_table(write(by_column(cells), tmp_path / "columns.csv"), "--data.columns.label", "*")
-    for number, words in enumerate((line, columns)):
+    for number, words in enumerate((columns, of_table(write(spaced, tmp_path / "spaced.csv"), *by_space))):
         assert train([*words, *SMALL, "--net", "mlp", "--run_dir", str(tmp_path / str(number))]) == 0
 
 
