@@ -173,5 +173,7 @@ def build_schedule(
     def of_body(steps: int) -> float:
         return 0.0 if is_frozen() else factor(steps)
 
-    factors = [of_body if group.get("in_body") else factor for group in optimizer.param_groups]
+    factors: list[Callable[[int], float]] = [
+        of_body if group.get("in_body") else factor for group in optimizer.param_groups
+    ]
     return {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}
