@@ -1,10 +1,8 @@
 """Checkpoints: written so that a complete file is always there, read as data: nothing that they name is run."""
 
-import contextlib
 import importlib.metadata
 import os
 import pickle
-import re
 import zipfile
 from collections import Counter
 from inspect import signature
@@ -57,8 +55,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _read(path: str | os.PathLike[str], is_ours: bool) -> Any:
     """What a file holds, as plain values on the CPU; nothing that it names is run."""
     if not Path(path).is_file():
-        hint = f"a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{best_of_run(path)}"
-        raise CheckpointError(f"{path}: no such file; {hint}")
+        best = Path(path, "checkpoints", "best.ckpt")
+        hint = f". Did you mean {best}?" if best.is_file() else ""
+        raise CheckpointError(f"{path}: no such file; a run keeps its checkpoints in RUN_DIR/checkpoints/*.ckpt{hint}")
     try:
         if str(path).endswith(".safetensors"):
             from safetensors.torch import load_file
@@ -67,22 +66,14 @@ def _read(path: str | os.PathLike[str], is_ours: bool) -> Any:
         if is_ours:
             with zipfile.ZipFile(path) as archive:  # torch.load itself does not compare the checksums
                 if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                    raise CheckpointError(f"{path}: refused, its records are compressed; torch.save writes none such")
+                    raise ValueError("its records are compressed; torch.save writes none such")
                 if damaged := archive.testzip():
-                    raise CheckpointError(f"{path}: damaged, the checksum of its record {damaged} is wrong")
+                    raise ValueError(f"the checksum of its record {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
     except Exception as error:  # damaged and hostile files provoke errors of all kinds
         raise CheckpointError(f"{path}: damaged, cut off, or not a checkpoint at all ({brief(error)})") from error
-
-
-def best_of_run(path: str | os.PathLike[str]) -> str:
-    """What to type instead of a run's folder, for a message: its best checkpoint; "" if ``path`` is no such folder."""
-    best = Path(path, "checkpoints", "best.ckpt")
-    return f". Did you mean {best}?" if best.is_file() else ""
 
 
 def load_classifier(path: str | os.PathLike[str], net: nn.Module | None = None) -> ImageClassifier:
@@ -127,18 +118,19 @@ def build_model(
     taken = {name: hyper_parameters[name] for name in signature(ImageClassifier).parameters if name in hyper_parameters}
     try:
         if net_args := taken.get("net_args"):
-            now = {name: value for name, value in net_args.items() if name != "freeze_backbone"}  # of older versions
-            taken["net_args"] = now
+            taken["net_args"] = {k: v for k, v in net_args.items() if k != "freeze_backbone"}  # of older versions
         if (net_args or {}).get("weights") not in (None, "none"):
             raise ModelError("it asks for weights from elsewhere; a checkpoint has its own")
         if not all(isinstance(name, str) for name in taken["class_names"]):
             raise ModelError("class_names is not a list of names")
-        with _WithoutMemory() if net is None else contextlib.nullcontext():
-            model = ImageClassifier(**{**taken, **({} if net is None else {"net": net})})
+        if net is not None:
+            taken["net"] = net
+        with _WithoutMemory():
+            model = ImageClassifier(**taken)
         if misfit := check_tensors(model, state_dict):
             raise ModelError(misfit)
         tensors = {name: state_dict[name].to(expected.dtype) for name, expected in model.state_dict().items()}
-        model.load_state_dict(tensors, assign=net is None)
+        model.load_state_dict(tensors, assign=True)
         if any(tensor.is_meta for tensor in model.buffers()):  # some of timm's compute tensors that no file holds
             model = ImageClassifier(**taken)
             model.load_state_dict(tensors)
@@ -158,7 +150,7 @@ def check_tensors(model: nn.Module, state_dict: dict[str, Tensor]) -> str:
         if name not in expected:
             return f"{name} is no tensor of the network"
         found, wanted = state_dict[name], expected[name]
-        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_quantized or found.is_meta:
+        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
             return f"{name} is not an ordinary tensor"
         if found.shape != wanted.shape:
             return f"{name} has the shape {tuple(found.shape)}, in the network it is {tuple(wanted.shape)}"
@@ -190,14 +182,13 @@ def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> str:
     be read or holds zeros, or fewer than half of the network's tensors have their like in it.
     """
     offered, own = _tensors_in(os.path.expanduser(path)), net.state_dict()  # noqa: PTH111 (without a home, too)
-    beginnings = Counter(name[: dot.end()] for name in offered for dot in re.finditer(r"\.", name))
-    common = ["", *(start for start, count in beginnings.items() if 2 * count >= len(offered))]
-    renamed = [
-        {added + name[len(start) :]: tensor for name, tensor in offered.items() if name.startswith(start)}
-        for start in common
-        for added in ("", PREFIX)
-    ]
-    offered = max(renamed, key=lambda found: sum(name in own for name in found))
+    known = {name.removeprefix(PREFIX): name for name in own} | {name: name for name in own}
+    starts = Counter(
+        name[:at] for name in offered for at, sign in enumerate(f".{name}") if sign == "." and name[at:] in known
+    )
+    start = max(starts, key=starts.__getitem__, default="")
+    ends = {name[len(start) :]: tensor for name, tensor in offered.items() if name.startswith(start)}
+    offered = {known.get(end, end): tensor for end, tensor in ends.items()}
     taken = {name: offered[name] for name in own if name in offered and own[name].shape == offered[name].shape}
     if 2 * len(taken) < sum(not name.endswith("num_batches_tracked") for name in own):
         found = f"of the {len(own)} tensors here, only {len(taken)} have the name and shape of one in the file"

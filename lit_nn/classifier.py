@@ -1,14 +1,11 @@
 """LitClassifier trains an ImageClassifier: loss, metrics, optimizer, schedule. The only training step there is."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from data_modules.base import ImageDataModule
@@ -23,6 +20,7 @@ from lit_nn.multi_label import MultiLabelMetrics, binary_cross_entropy, positive
 from lit_nn.nets import LIBRARIES
 from lit_nn.nets.pretrained import WEIGHT_FILES
 from lit_nn.optim import build_optimizer, build_schedule
+from lit_nn.progress import Progress
 
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels (B,), or class probabilities (B, num_classes)
 
@@ -84,41 +82,50 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         monitor: str = "default",
         **kwargs: Any,
     ) -> None:
-        given = weights != "none"
+        given, is_file = weights != "none", weights.endswith(WEIGHT_FILES)
         if given and isinstance(net, str) and net.startswith(LIBRARIES):
             net_args = {**(net_args or {}), "weights": weights}
-        elif given and not weights.endswith(WEIGHT_FILES):
+        elif given and not is_file:
             files = " ".join(WEIGHT_FILES)
             raise UsageError(f"weights is '{weights}', net {net} has no published ones; give none, or a file ({files})")
         super().__init__(class_names, image_shape, mean, std, net=net, net_args=net_args, **kwargs)
+        count = len(class_names)
         if given and init != "default":
             raise UsageError(f"init {init} would overwrite the pretrained weights; leave out one of the two")
         init_weights(self.net, init)
-        self.account = load_weights(self.net, weights) if weights.endswith(WEIGHT_FILES) else ""  # of what was taken
+        self.account = load_weights(self.net, weights) if is_file else ""  # of what was taken
         losses = {"cross_entropy": binary_cross_entropy} if self.multi_label else LOSSES
         self.loss = look_up(losses, loss, "loss of several labels" if self.multi_label else "loss")
-        monitor = {"default": "val_map" if self.multi_label else "val_acc"}.get(monitor, monitor)
         if not 0 <= label_smoothing <= 1:
             raise UsageError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
-        if not isinstance(class_weights, str):
-            class_weights = [float(weight) for weight in class_weights]
-        backbone_lr = (0.1 if given else 1.0) if backbone_lr is None else backbone_lr
+        if backbone_lr is None:
+            backbone_lr = 0.1 if given else 1.0
         if backbone_lr < 0 or freeze_epochs < -1:
             raise UsageError(f"backbone_lr {backbone_lr}, freeze_epochs {freeze_epochs}; at least 0 and -1 are allowed")
         if freeze_epochs > 0 and schedule == "plateau":
             raise UsageError("schedule plateau would keep a learning rate of 0; choose another one with freeze_epochs")
-        self.save_hyperparameters(ignore=["net", "weights"])
-        # From which the same model is built again.
-        found = {"class_weights": class_weights, "backbone_lr": backbone_lr, "monitor": monitor}
-        self.save_hyperparameters({**self.arguments, **found})
-        self.register_buffer("class_weights", self._weights(class_weights), persistent=False)
+        if monitor == "default":
+            monitor = "val_map" if self.multi_label else "val_acc"
+        if isinstance(class_weights, str):  # ones for balanced ones, which on_fit_start knows
+            known = {"none": None, "balanced": torch.ones(count), f"[...] with {count} numbers": None}
+            each = look_up(known, class_weights, "class_weights")
+        elif len(class_weights) != count:
+            raise UsageError(f"class_weights has {len(class_weights)} numbers for {count} classes")
+        else:
+            class_weights = [float(weight) for weight in class_weights]
+            each = torch.tensor(class_weights)
+        self.register_buffer("class_weights", each, persistent=False)
         metrics = MultiLabelMetrics if self.multi_label else StageMetrics
-        self.train_metrics, self.val_metrics, self.test_metrics = (metrics(len(class_names)) for _ in range(3))
-        look_up({f"val_{name}": metric for name, metric in self.val_metrics.by_name.items()}, monitor, "monitor")
-        self.total_steps = math.inf  # optimizer steps of the whole training, known when it starts
-        self.timer: Timer | None = None  # where time alone ends the training
-        self.decayed = [param.ndim > 1 for param in self.parameters()]  # kept, because FSDP makes all of them flat
-        self.body = FrozenBody(self, freeze_epochs)
+        self.train_metrics, self.eval_metrics = metrics(count), metrics(count)
+        look_up({f"val_{name}": metric for name, metric in self.eval_metrics.by_name.items()}, monitor, "monitor")
+        # From which the same model is built again: the arguments as they are by now.
+        self.save_hyperparameters(ignore=["net", "weights"])
+        self.save_hyperparameters(self.arguments)
+        self.body, self.progress = FrozenBody(self, freeze_epochs), Progress(schedule)
+        # Of each parameter, whether it is decayed, and has the body's learning rate; FSDP makes all of them flat later.
+        two_rates = backbone_lr != 1 or freeze_epochs != 0
+        params = zip(self.parameters(), self.body.in_body, strict=True)
+        self.kinds = [(param.ndim > 1, two_rates and in_body) for param, in_body in params]
         self._optimizer_and_schedule(may_fuse=False, is_frozen=bool)  # a wrong option is refused now, not later
 
     @classmethod
@@ -143,43 +150,33 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count one batch."""
-        self._count(batch, self.val_metrics)
+        """Count one batch, with the plain loss: label smoothing and class weights are for training."""
+        images, labels = batch
+        logits = self.logits(images)
+        if len(labels):
+            self.eval_metrics.update(self.loss(logits, labels), logits, labels)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count one batch."""
-        self._count(batch, self.test_metrics)
+    test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probability of each class, (B, num_classes)."""
-        images = batch[0]  # (B, C, H, W)
-        count = len(images)  # 0 in a distributed run, maybe: see _count
-        return self.probabilities(self(images if count else images.new_zeros(1, *images.shape[1:]))[:count])
-
-    def _count(self, batch: Batch, metrics: StageMetrics) -> None:
-        """Add a batch to the metrics, with the plain loss: label smoothing and class weights are for training."""
-        images, labels = batch
-        if len(labels):
-            logits = self.logits(images)
-            metrics.update(self.loss(logits, labels), logits, labels)
-        else:  # the last batch of a process; FSDP needs every process to go forward, and not all layers take no image
-            self.logits(images.new_zeros(1, *images.shape[1:]))
+        return self.probabilities(self.logits(batch[0]))
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits of images, or of their features (`data_modules.images.features`), float16 (B, D) or (B, V, D)."""
+        if not len(images):  # a process's last batch; FSDP needs all to go forward, and not all layers take no image
+            return self.logits(images.new_zeros(1, *images.shape[1:]))[:0]
         return self(images) if images.dtype == torch.uint8 else classify(self, images.to(self.mean.dtype))
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's exact training loss and accuracy."""
+        """Log the epoch's exact training loss and scores."""
         self._log("train", self.train_metrics)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the exact validation loss and accuracy."""
-        self._log("val", self.val_metrics)
+        """Log the exact loss and scores of all images."""
+        self._log("test" if self.trainer.testing else "val", self.eval_metrics)
 
-    def on_test_epoch_end(self) -> None:
-        """Log the exact test loss and accuracy."""
-        self._log("test", self.test_metrics)
+    on_test_epoch_end = on_validation_epoch_end
 
     def _log(self, stage: str, metrics: StageMetrics) -> None:
         metrics.flush()
@@ -189,83 +186,47 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     @property
     def mode(self) -> Literal["min", "max"]:
         """Whether a low or a high value of what is monitored is good."""
-        return "min" if self.val_metrics.by_name[self.hparams["monitor"][4:]].higher_is_better is False else "max"
-
-    def on_fit_start(self) -> None:
-        """Take the class weights from the training data if they are to balance it; see whether the end is known."""
-        if self.hparams["class_weights"] == "balanced":
-            if self.data is None:
-                raise UsageError(
-                    "class_weights balanced needs an ImageDataModule; with a loader of your own give a list"
-                )
-            counts, images = self.data.class_counts, len(self.data.split("train")[2])
-            weights = positive_weights(counts, images) if self.multi_label else balanced_weights(counts)
-            self.class_weights = weights.to(self.device)
-        trainer = self.trainer
-        endless = trainer.max_epochs == -1 and trainer.max_steps == -1
-        if endless and self.hparams["schedule"] not in ("constant", "plateau"):
-            self.timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
-            if self.timer is None or self.timer.time_remaining() is None:
-                raise UsageError(
-                    f"--max_epochs -1 has no end, which --schedule {self.hparams['schedule']} goes by; give "
-                    "--max_epochs N or --trainer.max_time 00:08:00:00 (days first), or --schedule constant or plateau"
-                )
+        return "min" if self.eval_metrics.by_name[self.hparams["monitor"][4:]].higher_is_better is False else "max"
 
     @property
     def data(self) -> ImageDataModule:
         """The data module of the Trainer that this classifier is attached to."""
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
 
-    def on_train_start(self) -> None:
-        """Learn how long the training is; asking earlier would lose the place of a restored loader (PL#20550)."""
-        self.total_steps = self.trainer.estimated_stepping_batches
-
-    def progress(self, steps: int) -> float:
-        """Which part of the training is done after so many steps, 0 to 1."""
-        if self.timer is None:
-            return steps / self.total_steps
-        elapsed, remaining = self.timer.time_elapsed(), self.timer.time_remaining() or 0.0
-        return elapsed / max(elapsed + remaining, 1e-9)
+    def on_fit_start(self) -> None:
+        """Take the class weights from the training data if they are to balance it."""
+        if self.hparams["class_weights"] != "balanced":
+            return
+        if self.data is None:
+            raise UsageError("class_weights balanced needs an ImageDataModule; with a loader of your own give a list")
+        counts, images = self.data.class_counts, len(self.data.split("train")[2])
+        weights = positive_weights(counts, images) if self.multi_label else balanced_weights(counts)
+        self.class_weights = weights.to(self.device)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """What the Trainer runs beside its own; asked for again where the same Trainer tests."""
-        return [] if self.body in self.trainer.callbacks else [self.body]  # type: ignore[attr-defined]
+        attached = self.trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+        return [] if self.body in attached else [self.body, self.progress]
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> Any:
         """The optimizer over all parameters that are trained, and the schedule of its learning rate."""
         # With mixed precision Lightning clips no gradients of a fused optimizer, which would undo their scale too late.
-        mixed = str(self.trainer.precision).endswith("mixed")
-        return self._optimizer_and_schedule(
-            not (self.trainer.gradient_clip_val and mixed), partial(self.body.starts_frozen, self.trainer)
-        )
+        clips_scaled = self.trainer.gradient_clip_val and str(self.trainer.precision).endswith("mixed")
+        return self._optimizer_and_schedule(not clips_scaled, partial(self.body.starts_frozen, self.trainer))
 
-    def _optimizer_and_schedule(self, may_fuse: bool, is_frozen: Callable[[], bool]) -> OptimizerLRSchedulerConfig:
-        hparams = self.hparams
+    def _optimizer_and_schedule(self, may_fuse: bool, is_frozen: Callable[[], bool]) -> dict[str, Any]:
+        have, schedule = self.hparams, self.hparams["schedule"]
         optimizer = build_optimizer(
-            hparams["optimizer"],
+            have["optimizer"],
             self.parameters(),
-            hparams["lr"],
-            hparams["weight_decay"],
-            self.decayed,
-            self.body.in_body if hparams["backbone_lr"] != 1 or hparams["freeze_epochs"] else None,
-            hparams["backbone_lr"],
-            may_fuse=may_fuse,
-            **(hparams["optimizer_args"] or {}),
+            have["lr"],
+            have["weight_decay"],
+            self.kinds,
+            have["backbone_lr"],
+            may_fuse,
+            **(have["optimizer_args"] or {}),
         )
         # A function of the progress holds no number of steps, so a resumed run may be made longer.
-        options = hparams["schedule_args"] or {}
-        if hparams["schedule"] == "plateau":
-            options = {"mode": self.mode, **options}
-        schedule = build_schedule(hparams["schedule"], optimizer, self.progress, is_frozen, **options)
-        schedule["monitor"] = hparams["monitor"]  # which only "plateau" looks at
-        return {"optimizer": optimizer, "lr_scheduler": LRSchedulerConfigType(**schedule)}  # type: ignore[typeddict-item]
-
-    def _weights(self, class_weights: str | list[float]) -> Tensor | None:
-        """Class weights (num_classes,), or None; ones for balanced ones, which on_fit_start knows."""
-        count = len(self.class_names)
-        if isinstance(class_weights, str):
-            known = {"none": None, "balanced": torch.ones(count), f"[...] with {count} numbers": None}
-            return look_up(known, class_weights, "class_weights")
-        if len(class_weights) != count:
-            raise UsageError(f"class_weights has {len(class_weights)} numbers for {count} classes")
-        return torch.tensor(class_weights, dtype=torch.float32)
+        options = {**({"mode": self.mode} if schedule == "plateau" else {}), **(have["schedule_args"] or {})}
+        how = build_schedule(schedule, optimizer, self.progress, is_frozen, **options)
+        return {"optimizer": optimizer, "lr_scheduler": {**how, "monitor": have["monitor"]}}  # which plateau looks at

@@ -1,10 +1,11 @@
 """Errors that a user can cause, and the names that may be chosen. Nothing here imports torch."""
 
 import difflib
+import inspect
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -40,6 +41,14 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     if name in table:
         return table[name]
     raise UsageError(f"unknown {what} '{name}'.{did_you_mean(name, table)} Allowed: {', '.join(table) or 'none'}")
+
+
+def options_of(function: Callable[..., Any], given: Iterable[str], own: set[str], what: str) -> list[str]:
+    """All arguments of a function or class but its ``own``; UsageError if others are given."""
+    allowed = [name for name in inspect.signature(function).parameters if name not in own]
+    for name in given:
+        look_up(dict.fromkeys(allowed), name, what)
+    return allowed
 
 
 def other_classes(known: Iterable[str], found: Iterable[str], same_kind: bool = True) -> str:

@@ -6,9 +6,14 @@ from torch import Tensor, nn
 
 from lit_nn.errors import UsageError
 from lit_nn.model import ImageClassifier
-from lit_nn.nets import head_names
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def head_names(net: nn.Module) -> list[str]:
+    """Names of the layers onto the classes; all the others are the body."""
+    layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return getattr(net, "head_names", None) or layers[-1:]
 
 
 class FrozenBody(L.Callback):

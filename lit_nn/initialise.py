@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_nn.errors import look_up
 
-LAYERS: tuple[type, ...] = (nn.Linear, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 def _tutorial_uniform(weight: Tensor) -> None:
@@ -37,15 +36,11 @@ INITS: dict[str, Callable[[Tensor], object]] = {
 BIAS_STAYS = ("default", "tutorial_uniform")
 
 
-def init_weights(net: nn.Module, name: str, layers: tuple[type, ...] = LAYERS) -> None:
-    """Start all layers of the given kinds, however deep they lie in a network, in a way that ``INITS`` names.
-
-    Each has a weight and a bias or None; lazy ones must have their shapes already. All other layers stay as they are.
-    """
+def init_weights(net: nn.Module, name: str) -> None:
+    """Start all `LAYERS` of a network, however deep they lie, in a way that ``INITS`` names; lazy ones need shapes."""
     init = look_up(INITS, name, "init")
     with torch.no_grad():
-        chosen: list[Any] = [layer for layer in net.modules() if isinstance(layer, layers)]
-        for layer in chosen:
+        for layer in (layer for layer in net.modules() if isinstance(layer, LAYERS)):
             init(layer.weight)
             if layer.bias is not None and name not in BIAS_STAYS:
                 layer.bias.zero_()

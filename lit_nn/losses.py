@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Loss = Callable[..., Tensor]
+
 
 def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy of the softmax of the logits; what ``torch.nn.CrossEntropyLoss`` gives for class indices."""
@@ -24,11 +26,7 @@ def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0, 
 
 
 def _distance(
-    loss: Callable[..., Tensor],
-    logits: Tensor,
-    target: Tensor,
-    label_smoothing: float = 0,
-    weight: Tensor | None = None,
+    loss: Loss, logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None
 ) -> Tensor:
     """A distance of logits and one-hot targets, the mean over classes and batch."""
     classes = logits.shape[1]
@@ -41,7 +39,7 @@ def _distance(
     return (loss(logits, smoothed, reduction="none").mean(1) * weights).sum() / weights.sum()
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
+LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "mse": partial(_distance, F.mse_loss),  # squared
     "l1": partial(_distance, F.l1_loss),  # absolute

@@ -10,6 +10,9 @@ from data_modules.images.fit import FITS, enlarge, fit_to
 from lit_nn.errors import UsageError, look_up
 from lit_nn.nets import build_net
 
+# Dimensions along which each view of an image is mirrored outside of training.
+VIEWS: dict[str, list[list[int]]] = {"false": [[]], "true": [[], [3]], "both": [[], [3], [2], [2, 3]]}
+
 
 class ImageClassifier(nn.Module):
     """Classifies images: uint8 pixels in, logits out.
@@ -68,11 +71,11 @@ class ImageClassifier(nn.Module):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         channels, height, width = image_shape
-        self.class_names, self.image_shape = list(class_names), (channels, height, width)
+        self.class_names, self.image_shape, self.fit = list(class_names), (channels, height, width), fit
         if not isinstance(net, str | nn.Module):
             raise UsageError(f"net is {net!r}; give the name of a network, or a module of your own: net=MyNet()")
         look_up(dict.fromkeys(FITS), fit, "fit")
-        look_up({"false": False, "true": True, "both": None}, str(flip_in_eval).lower(), "flip_in_eval")
+        self.views = look_up(VIEWS, str(flip_in_eval).lower(), "flip_in_eval")
         if multi_label and not isinstance(threshold, list):
             threshold = [threshold or 0.5] * len(class_names)
         limits = threshold if isinstance(threshold, list) else [threshold]
@@ -84,15 +87,12 @@ class ImageClassifier(nn.Module):
             self.net, self.net_name = net, type(net).__qualname__
         else:
             self.net, self.net_name = build_net(net, channels, len(class_names), (height, width), net_args), net
+        mean, std = (list(getattr(self.net, name, None) or own) for name, own in (("mean", mean), ("std", std)))
         # A reloaded network gets its weights from the checkpoint: pretrained ones are not to be fetched again.
         net_args = getattr(self.net, "rebuild_args", net_args)
-        mean, std = (getattr(self.net, name, None) or own for name, own in (("mean", mean), ("std", std)))
-        known = {"class_names": self.class_names, "mean": list(mean), "std": list(std), "net_args": net_args}
-        known |= {"image_shape": self.image_shape, "net": self.net_name, "threshold": threshold}
-        self.arguments: dict[str, Any] = {**arguments, **known}
-        self.channels_last, self.fit = channels_last, fit
-        # Dimensions along which an image is mirrored, of each view outside of training.
-        self.views: list[list[int]] = [[], [3], [2], [2, 3]][: 4 if flip_in_eval == "both" else 1 + bool(flip_in_eval)]
+        arguments |= {"class_names": self.class_names, "image_shape": self.image_shape, "net": self.net_name}
+        self.arguments = arguments | {"net_args": net_args, "mean": mean, "std": std, "threshold": threshold}
+        self.channels_last = channels_last
         self.arrange_memory()
         self.net_size: tuple[int, int] | None = getattr(self.net, "image_size", None)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))  # (C, 1, 1)

@@ -12,7 +12,7 @@ from torchmetrics.classification import MultilabelAccuracy
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-from lit_nn.metrics import ClassScore, StageMetrics
+from lit_nn.metrics import StageMetrics
 
 
 def binary_cross_entropy(
@@ -59,29 +59,23 @@ class MeanAveragePrecision(Metric):
         return average_precision(shares, labels).nanmean()
 
 
-def micro_f1(right: Tensor, said: Tensor, given: Tensor) -> Tensor:
-    """F1 of all answers together, ()."""
-    return 2 * right.sum() / (said + given).sum().clamp(min=1)
-
-
 class MultiLabelMetrics(StageMetrics):
     """`StageMetrics` of images with several labels; a class is said to be there from a probability of one half on.
 
     ``acc`` is the share of right answers, yes and no; ``f1`` the mean F1 of the classes.
     """
 
+    scores = ("f1", "micro_f1")
+
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
-        del self.balanced_acc  # no class is an image's own
         self.acc = MultilabelAccuracy(num_classes, average="micro", validate_args=False)
         self.map = MeanAveragePrecision(num_classes)
-        self.micro_f1 = ClassScore(num_classes, micro_f1)
+
+    def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Which classes are said and given, 0 or 1, (N, K) each."""
+        return (logits > 0).long(), (labels > 0.5).long()
 
     def count(self, logits: Tensor, labels: Tensor) -> None:  # noqa: D102
-        shares, answers, labels = logits.float().sigmoid(), logits > 0, labels > 0.5  # (N, K) each
-        counts = torch.stack([one.sum(0) for one in (answers & labels, answers, labels)])  # (3, K)
-        for metric in self.scores:
-            metric.update(counts) if isinstance(metric, ClassScore) else metric.update(shares, labels.long())
-
-    def right(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
-        return (logits > 0) == (labels > 0.5)
+        said, given = self.answers(logits, labels)
+        self.add(torch.stack([said & given, said, given]).sum(1), logits.float().sigmoid(), given)

@@ -1,17 +1,16 @@
 """Optimizers and learning-rate schedules, by name and from plain values."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from lit_nn.errors import UsageError, look_up
+from lit_nn.errors import UsageError, look_up, options_of
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 
@@ -28,14 +27,11 @@ class ManualSGD(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Change every weight by its gradient; returns what ``closure`` returns, which is called first."""
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    gradient = weight.grad
-                    if group["weight_decay"]:
-                        gradient = gradient.add(weight, alpha=group["weight_decay"])
+                    gradient = weight.grad.add(weight, alpha=group["weight_decay"])
                     weight.add_(gradient, alpha=-group["lr"])
         return loss
 
@@ -56,8 +52,7 @@ def build_optimizer(
     params: Iterable[nn.Parameter],
     lr: float,
     weight_decay: float = 0.0,
-    decayed: Iterable[bool] | None = None,
-    in_body: Iterable[bool] | None = None,
+    kinds: Iterable[tuple[bool, bool]] | None = None,
     body_lr: float = 1.0,
     may_fuse: bool = True,
     **options: Any,
@@ -72,8 +67,8 @@ def build_optimizer(
         params: Parameters on the device they are trained on; frozen ones are left out.
         lr: Learning rate; with a schedule, the peak.
         weight_decay: Of the optimizer's own kind: added to the gradient, or decoupled from it (adamw).
-        decayed: For each parameter, whether it is decayed; None for the rule above.
-        in_body: For each parameter, whether it belongs to the body of the network, whose learning rate is another.
+        kinds: Of each parameter, whether it is decayed, and whether it belongs to the body of the network, whose
+            learning rate is another; None for the rule above.
         body_lr: Factor of the body's learning rate.
         may_fuse: Whether the fused implementation will do; not where gradients are clipped that are scaled as well.
         **options: Further arguments of the torch class, for instance ``momentum=0.8`` or ``betas=[0.9, 0.95]``.
@@ -82,22 +77,21 @@ def build_optimizer(
         UsageError: If there is no such optimizer or option, or it does not take a value.
     """
     build = look_up(OPTIMIZERS, name, "optimizer")
-    taken = _check_options(name, build, options, {"params", "lr", "weight_decay"})
+    taken = options_of(build, options, {"params", "lr", "weight_decay"}, f"option of {name}")
     if weight_decay < 0:
         raise UsageError(f"weight_decay is {weight_decay}; it must be 0 or more")
     params = list(params)
-    decayed = [param.ndim > 1 for param in params] if decayed is None else decayed
-    in_body = [False] * len(params) if in_body is None else in_body
-    known = [one for one in zip(params, decayed, in_body, strict=True) if one[0].requires_grad]
-    fusible = all(param.device.type in FUSED_DEVICES and param.is_floating_point() for param, _, _ in known)
+    kinds = [(param.ndim > 1, False) for param in params] if kinds is None else kinds
+    known = [one for one in zip(params, kinds, strict=True) if one[0].requires_grad]
+    fusible = all(param.device.type in FUSED_DEVICES and param.is_floating_point() for param, _ in known)
     excluded = options.get("foreach") or options.get("differentiable")
     if may_fuse and fusible and "fused" in taken and not excluded:
         options = {"fused": True} | options
     groups: list[dict[str, Any]] = []
-    for kind in ((True, True), (False, True), (True, False), (False, False)):  # decayed, in the body
-        group = [param for param, *its_kind in known if (*its_kind,) == kind]
-        factor = {"lr": lr * body_lr, "in_body": True} if kind[1] else {}
-        groups.append({"params": group, "weight_decay": weight_decay * kind[0], **factor})
+    for decayed, in_body in ((True, True), (False, True), (True, False), (False, False)):
+        group = [param for param, kind in known if kind == (decayed, in_body)]
+        rate = {"lr": lr * body_lr, "in_body": True} if in_body else {}
+        groups.append({"params": group, "weight_decay": weight_decay * decayed, **rate})
     try:
         return build([group for group in groups if group["params"]], lr=lr, **options)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -106,11 +100,6 @@ def build_optimizer(
 
 # A schedule maps the progress of the training, from 0 at its first step to 1 at its end, to a factor of the peak
 # learning rate. It knows no number of steps, so none is saved, and a run can be made longer.
-
-
-def constant(progress: float) -> float:
-    """Keep the learning rate."""
-    return 1.0
 
 
 def one_cycle(
@@ -141,32 +130,12 @@ def _half_cosine(start: float, end: float, part: float) -> float:
 
 
 SCHEDULES: dict[str, Callable[..., Any]] = {
-    "constant": constant,
+    "constant": lambda progress: 1.0,
     "one_cycle": one_cycle,
     "cosine": cosine,
     "step": step,
     "plateau": ReduceLROnPlateau,  # looks at the validation after every epoch, the others after every step
 }
-
-
-class ProgressLR(LambdaLR):
-    """``LambdaLR`` with one factor for all groups, which is asked for once, and 0 for a body that is frozen."""
-
-    def __init__(
-        self, optimizer: Optimizer, factor: Callable[[int], float], is_frozen: Callable[[], bool] = lambda: False
-    ) -> None:
-        self.is_frozen = is_frozen
-        super().__init__(optimizer, factor)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Learning rate of each group for the next step."""
-        factor, frozen = self.lr_lambdas[0](self.last_epoch), self.is_frozen()
-        groups = zip(self.base_lrs, self.optimizer.param_groups, strict=True)
-        return [0.0 if frozen and group.get("in_body") else base_lr * factor for base_lr, group in groups]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the schedule is, without the functions."""
-        return {name: value for name, value in super().state_dict().items() if name != "is_frozen"}
 
 
 def build_schedule(
@@ -189,7 +158,7 @@ def build_schedule(
         UsageError: If there is no such schedule or option, or it does not take a value.
     """
     schedule = look_up(SCHEDULES, name, "schedule")
-    _check_options(name, schedule, options, {"progress", "optimizer"})
+    options_of(schedule, options, {"progress", "optimizer"}, f"option of {name}")
     try:
         if name == "plateau":
             return {"scheduler": schedule(optimizer, **options), "interval": "epoch"}
@@ -201,12 +170,10 @@ def build_schedule(
     def factor(steps: int) -> float:
         return schedule(min(max(progress(steps), 0.0), 1.0), **options)
 
-    return {"scheduler": ProgressLR(optimizer, factor, is_frozen), "interval": "step"}
+    def of_body(steps: int) -> float:
+        return 0.0 if is_frozen() else factor(steps)
 
-
-def _check_options(name: str, build: Callable[..., Any], options: dict[str, Any], own: set[str]) -> list[str]:
-    """All options that may be given to a function; refuses others."""
-    taken = [option for option in inspect.signature(build).parameters if option not in own]
-    for option in options:
-        look_up(dict.fromkeys(taken), option, f"option of {name}")
-    return taken
+    factors: list[Callable[[int], float]] = [
+        of_body if group.get("in_body") else factor for group in optimizer.param_groups
+    ]
+    return {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}

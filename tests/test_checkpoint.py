@@ -1,6 +1,5 @@
 """Checkpoints as files: good ones load everywhere, damaged and hostile ones are refused and run nothing."""
 
-import builtins
 import functools
 import json
 import os
@@ -32,8 +31,7 @@ FEW = [word for part in ("train", "val", "test") for word in (f"--trainer.limit_
 LINEAR = "net.linear_relu_stack.0.weight"  # (8, 64)
 ARGUMENTS, TENSORS = "hyper_parameters", "state_dict"
 
-# --- what a process does, as Python itself reports it -----------------------------------------------------------------
-
+# What a process does, as Python itself reports it.
 HEARD = (
     *("import", "subprocess", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "ctypes.dlopen"),
     *("socket.connect", "os.remove", "os.rename", "os.mkdir", "shutil"),
@@ -42,12 +40,9 @@ _events: list[str] | None = None  # None: nobody listens
 
 
 def _listen(event: str, args: tuple[Any, ...]) -> None:
-    if _events is None:
-        return
-    if event.startswith(HEARD):
+    writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+    if _events is not None and (writes or event.startswith(HEARD)):
         _events.append(f"{event} {args[0]}")
-    elif event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
-        _events.append(f"open {args[0]} to write")
 
 
 sys.addaudithook(_listen)
@@ -58,8 +53,7 @@ def doing() -> Iterator[list[str]]:
     """Imports, processes, connections and files written while this is open."""
     global _events
     events: list[str] = []
-    modules = set(sys.modules)
-    _events = events
+    modules, _events = set(sys.modules), events
     try:
         yield events
     finally:
@@ -73,8 +67,9 @@ def doing() -> Iterator[list[str]]:
 def contents(**options: Any) -> dict[str, Any]:
     """A small good checkpoint."""
     torch.manual_seed(0)
-    good = {"class_names": ["cat", "dog"], "image_shape": (1, 8, 8), "mean": [0.5], "std": [0.25], "net": "mlp"}
-    classifier = LitClassifier(**{"net_args": {"hidden": 8} if "net" not in options else None, **good, **options})
+    good = {"class_names": ["cat", "dog"], "image_shape": (1, 8, 8), "mean": [0.5], "std": [0.25]}
+    net = {} if "net" in options else {"net": "mlp", "net_args": {"hidden": 8}}
+    classifier = LitClassifier(**good | net | options)
     return {
         "state_dict": classifier.state_dict(),
         "hyper_parameters": dict(classifier.hparams),
@@ -93,8 +88,7 @@ def images(count: int, shape: tuple[int, int, int]) -> Tensor:
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
-    path = tmp_path / "good.ckpt"
-    torch.save(contents(), path)
+    torch.save(contents(), path := tmp_path / "good.ckpt")
     return path
 
 
@@ -132,9 +126,6 @@ def test_the_page_prints_what_it_shows(tmp_path: Path) -> None:
     run_snippets(ROOT / "docs" / "checkpoints.md", tmp_path)
 
 
-# --- tensors of one network in another --------------------------------------------------------------------------------
-
-
 def test_names_of_either_side_alone_are_said_and_nothing_in_common_is_an_error(good: Path) -> None:
     same = nn.Linear(64, 8)
     lines = load_weights(nn.ModuleDict({"linear_relu_stack": nn.ModuleList([same]), "more": nn.Linear(2, 2)}), good)
@@ -166,7 +157,6 @@ for _ in range(60):
 PICKLES: dict[str, dict[str, Any]] = {
     "pickle that starts a process": {"epoch": Runs(os.system, "touch hacked")},
     "pickle that evaluates": {"epoch": Runs(eval, "open('hacked', 'w')")},
-    "pickle that executes": {"epoch": Runs(builtins.exec, "import this")},
     "pickle that imports": {"epoch": Runs(__import__, "this")},
 }
 VGG = {"net": "torchvision/vgg16", "net_args": {"weights": "DEFAULT"}}
@@ -185,7 +175,6 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "terabytes by header": ({TENSORS: {"mean": torch.zeros(1).expand(10**6, 10**6)}}, "mean has the shape"),
     "wrong shape": ({TENSORS: {LINEAR: torch.zeros(8, 63)}}, "(8, 63)"),
     "wrong type": ({TENSORS: {"mean": torch.zeros(1, 1, 1, dtype=torch.int64)}}, "int64"),
-    "complex": ({TENSORS: {"mean": torch.zeros(1, 1, 1, dtype=torch.complex64)}}, "complex64"),
     "sparse": ({TENSORS: {"mean": torch.zeros(1, 1, 1).to_sparse()}}, "ordinary"),
     "on no device": ({TENSORS: {"mean": torch.zeros(1, 1, 1, device="meta")}}, "mean"),
     "no tensor": ({TENSORS: {"mean": 0.5}}, "mean is not an ordinary tensor"),
@@ -194,19 +183,15 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "nameless": ({TENSORS: {float("nan"): torch.zeros(1)}}, "does not fit"),
     "tensors in a list": ({TENSORS: [torch.zeros(1)]}, "not a checkpoint"),
     "arguments in a list": ({ARGUMENTS: [1, 2]}, "not a checkpoint"),
-    "arguments missing": ({ARGUMENTS: {"class_names": None}}, "class_names"),
     "classes by number": ({ARGUMENTS: {"class_names": [1, 2]}}, "class_names"),
     "negative size": ({ARGUMENTS: {"image_shape": (1, -8, 8)}}, "does not fit"),
     "size in words": ({ARGUMENTS: {"image_shape": "big"}}, "does not fit"),
-    "means in words": ({ARGUMENTS: {"mean": ["half"]}}, "does not fit"),
     "means too large": ({ARGUMENTS: {"mean": [10**400]}}, "does not fit"),
     "newer format": ({"format": CHECKPOINT_FORMAT + 1}, "update"),
-    "format in words": ({"format": "new"}, "format new"),
     # Values that nobody asks for are as good as not there.
     "_instantiator": ({ARGUMENTS: {"_instantiator": "os.system"}}, ""),
     "class_path": ({ARGUMENTS: {"class_path": "os.system", "init_args": {}}}, ""),
     "_class_path": ({ARGUMENTS: {"_class_path": "this.X"}}, ""),
-    "unknown loss": ({ARGUMENTS: {"loss": "os.system"}}, ""),
     "unknown optimizer": ({ARGUMENTS: {"optimizer": "os.system"}}, ""),
     "bytes": ({"epoch": bytearray(b"x")}, ""),
     "list that holds itself": ({"epoch": LOOP}, ""),
@@ -224,8 +209,13 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
     return checkpoint
 
 
-def repacked(path: Path, change: Callable[[bytes], bytes] = bytes, compression: int = zipfile.ZIP_STORED) -> None:
-    """Pack the records of a file again."""
+def flip(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+
+def repacked(path: Path, extra: Tensor, change: Callable[[bytes], bytes] = bytes, compression: int = 0) -> None:
+    """A checkpoint with one more tensor, its records changed and packed again."""
+    torch.save(changed({"more": extra}), path)
     with zipfile.ZipFile(path) as archive:
         records = {record.filename: archive.read(record) for record in archive.infolist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -233,19 +223,13 @@ def repacked(path: Path, change: Callable[[bytes], bytes] = bytes, compression: 
             archive.writestr(name, change(data))
 
 
-def flip(path: Path, old: bytes, new: bytes) -> None:
-    path.write_bytes(path.read_bytes().replace(old, new, 1))
-
-
 def bomb(path: Path) -> None:
-    torch.save(changed({"more": torch.zeros(10_000_000)}), path)
-    repacked(path, compression=zipfile.ZIP_DEFLATED)
+    repacked(path, torch.zeros(10_000_000), compression=zipfile.ZIP_DEFLATED)
 
 
 def lying_size(path: Path) -> None:
     """A tensor whose header claims more than its record has."""
-    torch.save(changed({"more": torch.zeros(100_000)}), path)
-    repacked(path, lambda data: data.replace(b"J\xa0\x86\x01\x00", b"J\x00\x86\x01\x7f"))
+    repacked(path, torch.zeros(100_000), lambda data: data.replace(b"J\xa0\x86\x01\x00", b"J\x00\x86\x01\x7f"))
 
 
 def folder(path: Path, of_a_run: bool = False) -> None:
@@ -256,12 +240,6 @@ def folder(path: Path, of_a_run: bool = False) -> None:
         (path / "checkpoints" / "best.ckpt").touch()
 
 
-def other_zip(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in {"constants.pkl": pickle.dumps(()), "data.pkl": pickle.dumps({}), "version": b"3"}.items():
-            archive.writestr(f"archive/{name}", data)
-
-
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "not a checkpoint at all"),
     "text": (lambda path: path.write_text("hello"), "not a checkpoint at all"),
@@ -270,7 +248,6 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a name flipped": (lambda path: flip(path, b"linear_relu_stack.0.w", b"linear_relu_stack.0.X"), "checksum"),
     "compressed": (bomb, "compressed"),
     "lying size": (lying_size, "damaged"),
-    "other zip": (other_zip, "not a checkpoint"),
     "older kind of file": (lambda path: torch.save(contents(), path, _use_new_zipfile_serialization=False), "at all"),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps(Runs(os.system, "touch hacked"))), "not a checkpoint"),
     "list": (lambda path: torch.save([1, 2], path), "not a checkpoint"),

@@ -30,9 +30,10 @@ ROOMS = {
     "lit_nn.initialise": TORCH,
     "lit_nn.model": "torch lit_nn.errors lit_nn.nets data_modules.images.fit",
     "lit_nn.finetune": "lightning torch lit_nn.errors lit_nn.nets lit_nn.model",
+    "lit_nn.progress": "lightning lit_nn.errors",
     "lit_nn.checkpoint": "* -lightning lit_nn.__version__ lit_nn.errors lit_nn.model data_modules.files",
     "lit_nn.classifier": f"lightning {TORCH} lit_nn.nets lit_nn.losses lit_nn.metrics lit_nn.optim lit_nn.initialise "
-    "lit_nn.multi_label lit_nn.model lit_nn.checkpoint lit_nn.finetune data_modules",
+    "lit_nn.multi_label lit_nn.model lit_nn.checkpoint lit_nn.finetune lit_nn.progress data_modules",
     "lit_nn.trained": "* -lightning lit_nn.__version__ lit_nn.errors lit_nn.model lit_nn.checkpoint lit_nn.trained "
     "lit_nn.multi_label data_modules",
     "lit_nn.engine": "* lit_nn data_modules",

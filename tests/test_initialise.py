@@ -26,18 +26,16 @@ STD = {  # of the weights of a layer with 400 inputs and 600 outputs
 @pytest.mark.parametrize("name", INITS)
 def test_every_init(name: str) -> None:
     torch.manual_seed(0)
-    norm, linear = nn.BatchNorm2d(8), nn.Linear(400, 600)
-    convs = nn.Conv2d(1, 8, 5), nn.Conv3d(1, 8, 3, bias=False)
-    net = nn.Sequential(*convs, norm, nn.Sequential(nn.Sequential(linear)))
+    linear, convs = nn.Linear(400, 600), (nn.Conv2d(1, 8, 5), nn.Conv3d(1, 8, 3, bias=False))
+    net = nn.Sequential(*convs, nn.BatchNorm2d(8), nn.Sequential(nn.Sequential(linear)))
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     init_weights(net, name)
     if name in STD:  # one that somebody adds need not be in the table
         assert linear.weight.std().item() == pytest.approx(STD[name], rel=0.01)
         assert linear.weight.mean().item() == pytest.approx(float(name == "constant"), abs=0.01 * STD[name])
     assert torch.equal(linear.bias, before["3.0.0.bias"] if name in BIAS_STAYS else torch.zeros(600))
-    assert torch.equal(norm.weight, before["2.weight"])
-    changed = [not torch.equal(net.get_parameter(key), before[key]) for key in ("0.weight", "1.weight")]
-    assert changed == [name != "default"] * 2
+    kept = [torch.equal(net.get_parameter(f"{layer}.weight"), before[f"{layer}.weight"]) for layer in "012"]
+    assert kept == [name == "default"] * 2 + [True]  # both convolutions, and the norm
     assert all(parameter.requires_grad for parameter in net.parameters())
     weight = linear.weight.detach()
     if name == "tutorial_uniform":  # no small ones

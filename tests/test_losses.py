@@ -28,7 +28,7 @@ def both(classes: list[int]) -> list[Tensor]:
     ("name", "options", "value"),
     [
         ("cross_entropy", {}, (NEVER + OFTEN) / 2),
-        ("cross_entropy", {"label_smoothing": 0.2}, (0.9 * NEVER + 0.1 * OFTEN + 0.9 * OFTEN + 0.1 * NEVER) / 2),
+        ("cross_entropy", {"label_smoothing": 0.2}, (NEVER + OFTEN) / 2),
         ("cross_entropy", {"weight": WEIGHT}, (1 * NEVER + 3 * OFTEN) / 4),
         # The weight of a class goes with its own share of the target.
         ("cross_entropy", {"weight": WEIGHT, "label_smoothing": 0.2}, (NEVER + 3 * OFTEN) / 4),
@@ -43,13 +43,8 @@ def both(classes: list[int]) -> list[Tensor]:
 )
 def test_the_value_by_hand(target: Tensor, name: str, options: dict[str, object], value: float) -> None:
     assert LOSSES[name](LOGITS, target, **options).item() == pytest.approx(value)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_half_precision_and_gradients(name: str) -> None:
     logits = LOGITS.to(torch.bfloat16).requires_grad_()
-    for target in both([0, 1]):
-        LOSSES[name](logits, target, label_smoothing=0.1, weight=WEIGHT).backward()
+    LOSSES[name](logits, target, **options).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 

@@ -157,7 +157,6 @@ def test_a_new_network_is_tried_out_without_a_trace(monkeypatch: Patch) -> None:
 
 # --- a project that somebody has changed ------------------------------------------------------------------------------
 
-
 MY_NET = """
 from torch import nn
 

@@ -1,5 +1,6 @@
 """Photographs: anybody's weights, a body that learns slower or not at all, features that are kept, images that fit."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from data_modules.images.fit import FITS, fit_to
 from lit_nn import LitClassifier
 from lit_nn.checkpoint import load_classifier, load_weights
 from lit_nn.errors import UsageError
-from lit_nn.finetune import classify
-from lit_nn.nets import build_net, head_names
+from lit_nn.finetune import classify, head_names
+from lit_nn.nets import build_net
 
 train = script("train")
 DATA: dict[str, Any] = {"class_names": ["cat", "dog"], "image_shape": (1, 32, 32), "mean": [0.5], "std": [0.2]}
@@ -71,23 +72,22 @@ def test_all_but_the_head_is_taken_from_any_file(around: str, suffix: str, net: 
         assert torch.equal(tensor, before[name] if name.startswith(head) else tensors[f"{around}{name}"])
 
 
-BAD: dict[str, tuple[Any, str]] = {
-    "another network": (lambda: build_net("cifar_cnn", 3, 10, (32, 32)).state_dict(), "is of another network"),
-    "zeros": (lambda: {k: 0 * t for k, t in build_net("lenet", 1, 10, (28, 28)).state_dict().items()}, "holds zeros"),
-    "code": (lambda: {"state_dict": Runs(exec, "open('ran', 'w')")}, "refused, it holds more than tensors"),
-    "no tensors": (lambda: {"epoch": 3}, "it holds no weights by name"),
-    "one tensor": (lambda: torch.zeros(3), "it holds no weights by name"),
+BAD: dict[str, Callable[[], object]] = {
+    "is of another network": lambda: build_net("cifar_cnn", 3, 10, (32, 32)).state_dict(),
+    "holds zeros": lambda: {k: 0 * t for k, t in build_net("lenet", 1, 10, (28, 28)).state_dict().items()},
+    "refused, it holds more than tensors": lambda: {"state_dict": Runs(exec, "open('ran', 'w')")},
+    "it holds no weights by name": lambda: {"epoch": 3},
+    "no weights by name, no state_dict": lambda: torch.zeros(3),
+    "cut off": lambda: build_net("lenet", 1, 10, (28, 28)).state_dict(),
 }
 
 
-@pytest.mark.parametrize("kind", [*BAD, "cut off", "missing"])
-def test_other_files_are_refused(kind: str, tmp_path: Path, monkeypatch: Patch, refused: Refused) -> None:
+@pytest.mark.parametrize("said", [*BAD, "no such file"])
+def test_other_files_are_refused(said: str, tmp_path: Path, monkeypatch: Patch, refused: Refused) -> None:
     monkeypatch.chdir(tmp_path)
-    good = lambda: build_net("lenet", 1, 10, (28, 28)).state_dict()  # noqa: E731
-    make, said = BAD.get(kind, (good, {"missing": "no such file"}.get(kind, kind)))
-    if kind != "missing":
-        torch.save(make(), "bad.pth")
-    if kind == "cut off":
+    if said in BAD:
+        torch.save(BAD[said](), "bad.pth")
+    if said == "cut off":
         Path("bad.pth").write_bytes(Path("bad.pth").read_bytes()[:-400])
     assert said in refused(train, [*SMALL, "--weights", "bad.pth", "--run_dir", "run"], 1)
     assert {path.name for path in tmp_path.iterdir()} <= {"bad.pth"}  # nothing ran, nothing was begun
@@ -219,6 +219,23 @@ def test_kept_features_give_what_the_whole_network_gives(views: str, photos: Pat
     assert len(list((tmp_path / "cache").glob("features-*.npy"))) == 2
 
 
+@pytest.mark.posix
+def test_a_full_or_read_only_folder_for_features(tmp_path: Path, monkeypatch: Patch, refused: Refused) -> None:
+    import resource
+
+    line = [*SMALL, *RESNET, "--freeze_epochs", "-1", "--cache_features", "--augment", "none"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # bytes of a file
+    try:
+        said = refused(train, [*line, "--run_dir", str(tmp_path / "full")], 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "the features cannot be written to" in said
+    assert not list((tmp_path / "cache").glob("*.npy"))
+    monkeypatch.setenv("LIT_NN_CACHE", __file__)  # nobody, not even root, can write below a file
+    assert "in the environment variable LIT_NN_CACHE" in refused(train, [*line, "--run_dir", str(tmp_path / "file")], 1)
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
@@ -250,11 +267,9 @@ def test_the_fit_of_the_training_is_that_of_the_answers(fit: str, photos: Path, 
 
 
 def test_gray_images_for_weights_trained_with_colours() -> None:
-    net = {
-        "net": "torchvision/resnet18",
-        "net_args": {"image_size": [32, 32], "mean": [0.5, 0.4, 0.3], "std": [0.2] * 3},
-    }
-    gray, colour = (LitClassifier(**DATA | net | {"image_shape": (channels, 32, 32)}).eval() for channels in (1, 3))
+    weights = {"image_size": [32, 32], "mean": [0.5, 0.4, 0.3], "std": [0.2] * 3}
+    data = DATA | {"net": "torchvision/resnet18", "net_args": weights}
+    gray, colour = (LitClassifier(**data | {"image_shape": (channels, 32, 32)}).eval() for channels in (1, 3))
     colour.load_state_dict(gray.state_dict())
     images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
     with torch.no_grad():

@@ -35,13 +35,13 @@ def _features(images: Tensor, run: Callable[[Tensor], Tensor], network: bytes, b
         digest.update(images[start : start + 1024].contiguous().cpu().numpy().data)
 
     def compute(path: Path) -> None:
-        views, width = run(images[:1]).shape[1:]
-        features = np.lib.format.open_memmap(path, "w+", np.float16, (len(images), views, width))
-        with tqdm(total=len(images), unit=" images", desc="features", disable=None) as bar:
-            for start in range(0, len(images), batch_size):
-                found = run(images[start : start + batch_size])  # (B, V, D)
-                features[start : start + len(found)] = found.to("cpu", torch.float16).numpy()
-                bar.update(len(found))
-        features.flush()
+        shape = (len(images), *run(images[:1]).shape[1:])  # (N, V, D)
+        # Not through a memory map, which a full disk would crash the process with.
+        with path.open("wb") as file, tqdm(total=len(images), unit=" images", desc="features", disable=None) as bar:
+            header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for batch in images.split(batch_size):
+                file.write(run(batch).to("cpu", torch.float16).numpy().tobytes())  # (B, V, D)
+                bar.update(len(batch))
 
     return kept(cache_folder() / f"features-{digest.hexdigest()}.npy", compute, open_tensor)

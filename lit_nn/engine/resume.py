@@ -13,11 +13,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from lit_nn.checkpoint import CHECKPOINT_FORMAT, read_checkpoint, save_checkpoint, versions
 from lit_nn.classifier import LitClassifier
-from lit_nn.optim import ProgressLR
 
 DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}  # with random generators of their own
 
@@ -112,7 +111,7 @@ def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_befor
     Where no option has changed, neither does anything here. ``ratio`` is images per step then / now; the steps taken
     are counted in steps of now.
     """
-    classifier.on_train_start()  # tells it the number of steps, on which the learning rate depends
+    classifier.progress.on_train_start(trainer, classifier)  # the learning rate depends on the number of steps
     fresh: Any = classifier.configure_optimizers()
     schedule, fresh_schedule = trainer.lr_scheduler_configs[0].scheduler, fresh["lr_scheduler"]["scheduler"]
     optimizer, changing = trainer.optimizers[0], {"params", *(["lr"] if classifier.hparams["lr"] == lr_before else [])}
@@ -122,11 +121,12 @@ def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_befor
         for weight in group["params"]:
             if "step" in (state := optimizer.state[weight]):
                 state["step"] = state["step"].to(weight.device if on_device else "cpu")
-    if isinstance(schedule, ProgressLR):
+    if isinstance(schedule, LambdaLR):
         schedule.base_lrs = fresh_schedule.base_lrs
         schedule.last_epoch = round(schedule.last_epoch * ratio)
-        for group, lr in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
-            group["lr"] = lr
+        rates = zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, lr, factor in rates:
+            group["lr"] = lr * factor(schedule.last_epoch)
     elif isinstance(schedule, ReduceLROnPlateau):
         for name in ("factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lrs", "eps"):
             setattr(schedule, name, getattr(fresh_schedule, name))

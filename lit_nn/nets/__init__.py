@@ -8,21 +8,22 @@ The contract of a network:
   (numbers, strings, lists). One whose layers depend on the size of the images takes ``image_size``, (H, W) in pixels.
 - ``image_size``, an attribute of class or instance: the (H, W) that forward expects, ``None`` for any.
 - ``forward`` takes float (B, in_channels, H, W) and returns logits (B, num_classes), which may be negative.
-- ``rebuild_args``, only where the arguments cannot simply be given again (``timm/NAME`` with downloaded weights): the
-  ones that a checkpoint saves instead, from which ``build_net`` makes the same network.
+- ``rebuild_args``, only where a checkpoint must save other arguments than those given (of downloaded weights for
+  instance), from which ``build_net`` makes the same network.
 - ``head_names``, only where the layer onto the classes is not the last linear or convolutional one: their names.
 - It is a plain ``nn.Module`` and never imports Lightning. It may have lazy layers: ``build_net`` gives them shapes.
 """
 
-import inspect
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lit_nn.errors import UsageError, look_up, place
+from lit_nn.errors import UsageError, look_up, options_of, place
 from lit_nn.nets.cifar_cnn import CifarCNN as CifarCNN
 from lit_nn.nets.lenet import LeNet as LeNet
 from lit_nn.nets.mlp import MLP as MLP
@@ -36,9 +37,7 @@ NETS: dict[str, type[nn.Module]] = {
     for cls in list(globals().values())
     if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__.startswith(f"{__name__}.")
 }
-
 LIBRARIES = ("torchvision", "timm")  # of which each network is LIBRARY/NAME
-LARGEST_TRIED = 256 * 256  # pixels of an image; what does not fit together shows at small ones, which take no time
 
 
 def build_net(
@@ -54,34 +53,38 @@ def build_net(
         UsageError: If there is no such network or argument, or it does not go together with the arguments or images.
         OSError: If pretrained weights were asked for and cannot be had.
     """
-    cls, first = _find(name)
-    options = [arg for arg in inspect.signature(cls).parameters if arg not in {"in_channels", "num_classes", *first}]
-    args = dict(net_args or {})
-    for option in args:
-        look_up(dict.fromkeys(options), option, f"argument of net {name}")
-    if "image_size" in options:
+    make, args = _find(name), dict(net_args or {})
+    if "image_size" in options_of(make, args, {"in_channels", "num_classes"}, f"argument of net {name}"):
         args["image_size"] = tuple(args.get("image_size", image_size))  # YAML and JSON have lists only
     try:
-        net = cls(**first, in_channels=in_channels, num_classes=num_classes, **args)
+        net = make(in_channels=in_channels, num_classes=num_classes, **args)
     except (TypeError, RuntimeError, ValueError) as error:
         if isinstance(error, UsageError) or not net_args:
             raise
         raise UsageError(f"net {name} cannot be built with {args}: {error} ({place(error)})") from error
-    height, width = getattr(net, "image_size", None) or image_size
     tensors = [*net.parameters(), *net.buffers()]
-    without_memory = any(tensor.is_meta for tensor in tensors)  # only the shapes are wanted, nothing can be computed
-    small = name in NETS and height * width <= LARGEST_TRIED
-    if any(is_lazy(tensor) for tensor in tensors) or (small and not without_memory):
-        _try_out(net, f"net {name}{f' with {args}' if args else ''}", (in_channels, height, width), num_classes)
+    # On the meta device only the shapes are wanted, and nothing can be computed.
+    if any(map(is_lazy, tensors)) or (name in NETS and not any(tensor.is_meta for tensor in tensors)):
+        shape = (in_channels, *(getattr(net, "image_size", None) or image_size))
+        _try_out(net, f"net {name}{f' with {args}' if args else ''}", shape, num_classes)
     return net.train()
 
 
-def count_parameters(net: nn.Module) -> int:
-    """How many numbers a network learns; a tensor used twice counts once."""
-    return sum(parameter.numel() for parameter in net.parameters())
+def _find(name: str) -> Callable[..., nn.Module]:
+    """What builds a network."""
+    if name in NETS:
+        return NETS[name]
+    from lit_nn.nets.pretrained import PretrainedNet, names_of  # only now: torchvision takes a second
+
+    library, _, its_name = name.partition("/")
+    if library in LIBRARIES:
+        return partial(PretrainedNet, library, its_name)
+    if name in names_of("torchvision"):
+        raise UsageError(f"unknown net '{name}'. Did you mean torchvision/{name}?")
+    return look_up(NETS | dict.fromkeys([f"{known}/NAME" for known in LIBRARIES], PretrainedNet), name, "net")  # raises
 
 
-def _try_out(net: nn.Module, what: str, shape: tuple[int, int, int], num_classes: int) -> None:
+def _try_out(net: nn.Module, what: str, shape: tuple[int, ...], num_classes: int) -> None:
     """Send an image (C, H, W) of zeros through a network; it must give (1, num_classes)."""
     try:
         with torch.no_grad():  # in eval mode, so that no BatchNorm counts the zeros and no Dropout draws numbers
@@ -93,22 +96,6 @@ def _try_out(net: nn.Module, what: str, shape: tuple[int, int, int], num_classes
         raise UsageError(f"{what} gives {given} for one image {shape}; logits would be (1, {num_classes})")
 
 
-def head_names(net: nn.Module) -> list[str]:
-    """Names of the layers onto the classes; all the others are the body."""
-    layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    return getattr(net, "head_names", None) or layers[-1:]
-
-
-def _find(name: str) -> tuple[type[nn.Module], dict[str, str]]:
-    """Find a network's class and the arguments that the name itself stands for."""
-    if name in NETS:
-        return NETS[name], {}
-    from lit_nn.nets.pretrained import PretrainedNet, names_of  # only now: torchvision takes a second
-
-    library, _, its_name = name.partition("/")
-    if library in LIBRARIES:
-        return PretrainedNet, {"library": library, "name": its_name}
-    if name in names_of("torchvision"):
-        raise UsageError(f"unknown net '{name}'. Did you mean torchvision/{name}?")
-    allowed = [*NETS, *(f"{library}/NAME" for library in LIBRARIES)]
-    return look_up(dict.fromkeys(allowed, PretrainedNet), name, "net"), {}  # raises
+def count_parameters(net: nn.Module) -> int:
+    """How many numbers a network learns; a tensor used twice counts once."""
+    return sum(parameter.numel() for parameter in net.parameters())

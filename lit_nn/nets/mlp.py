@@ -18,11 +18,7 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int = 1,
-        num_classes: int = 10,
-        image_size: tuple[int, int] = (28, 28),
-        hidden: int = 512,
+        self, in_channels: int = 1, num_classes: int = 10, image_size: tuple[int, int] = (28, 28), hidden: int = 512
     ) -> None:
         super().__init__()
         self.image_size = image_size

@@ -4,7 +4,8 @@ Reached by these prefixes and not listed among ``NETS``. The libraries are impor
 takes seconds which nobody else's start should wait for; timm is an extra.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_nn.errors import UsageError, look_up
+from lit_nn.errors import UsageError, brief, look_up
 
 WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".ckpt")
 """How the name of a file ends that ``weights`` may name; `lit_nn.checkpoint.load_weights` reads it."""
@@ -33,9 +34,8 @@ class PretrainedNet(nn.Module):
 
     Args:
         library: "torchvision" or "timm".
-        name: As in ``torchvision.models.list_models(module=torchvision.models)`` or ``timm.list_models()``.
+        name: One of `names_of` it.
         in_channels: Channels of the image, 1 or 3.
-        num_classes: Number of logits.
         image_size: (H, W) of the data's images in pixels.
         weights: "none"; "default" (the best) or a published tag such as "IMAGENET1K_V1" or "a1_in1k", which the library
             downloads; or the name of a file: then only size, mean and std are set for it.
@@ -43,12 +43,6 @@ class PretrainedNet(nn.Module):
         std: Standard deviation, likewise.
         input_size: Side in pixels of the square that the network is given, if it is not the one of its weights:
             a smaller one is faster. Networks that are made for one size refuse it.
-
-    Attributes:
-        image_size: (H, W) in pixels that forward expects.
-        head_names: Names of the layers onto the classes.
-        rebuild_args: Arguments that make the same network without weights, for a checkpoint to save: loading it must
-            not start a download, nor forget what the weights asked for.
 
     Raises:
         UsageError: If there is no such network or weights, or images have neither 1 nor 3 channels.
@@ -62,7 +56,7 @@ class PretrainedNet(nn.Module):
         in_channels: int = 3,
         num_classes: int = 1000,
         image_size: tuple[int, int] = (224, 224),
-        weights: str | None = "none",
+        weights: str | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         input_size: int | None = None,
@@ -72,7 +66,10 @@ class PretrainedNet(nn.Module):
         if in_channels not in (1, 3):
             raise UsageError(f"net {library}/{name} takes images of 1 or 3 channels, not {in_channels}")
         build = _from_torchvision if library == "torchvision" else _from_timm
-        self.net, self.head_names, made = build(name, num_classes, image_size, weights or "none")
+        tag = weights if weights and weights != "none" else ""
+        is_file = tag.endswith(WEIGHT_FILES)
+        tag, fetch = "default" if is_file else tag, bool(tag) and not is_file
+        self.net, self.head_names, made = build(name, num_classes, image_size, tag, fetch)
         for layer in self.net.modules():
             if isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels:
                 layer.forward = partial(_depthwise, layer.forward)  # type: ignore[method-assign]
@@ -104,61 +101,55 @@ def names_of(library: str) -> list[str]:
         from torchvision import models
 
         return models.list_models(module=models)
-    return _timm().list_models()
-
-
-def _timm() -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
         raise UsageError("net timm/NAME needs timm: pip install 'lit-nn[timm]', or pip install timm") from error
-    return timm
+    return timm.list_models()
 
 
 # A network, the names of its layers onto the classes, and "image_size", with weights also "mean" and "std".
 Built = tuple[nn.Module, list[str], dict[str, Any]]
 
 
-def _from_torchvision(name: str, num_classes: int, image_size: tuple[int, int], weights: str) -> Built:
+@contextmanager
+def _had(name: str, source: str | None, where: str) -> Iterator[None]:
+    """Say what to do where the weights of a network cannot be had from their source, if there is one."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: the file is not what its checksum says
+        if source is None:
+            raise
+        ways = f"{where}, or give --weights FILE, or --weights none"
+        raise OSError(f"the weights of {name} cannot be had from {source} ({brief(error)}). {ways}") from error
+
+
+def _from_torchvision(name: str, num_classes: int, image_size: tuple[int, int], tag: str, fetch: bool) -> Built:
     from torchvision import models
 
     published, about = None, {"image_size": _least(name, image_size)}
-    if weights != "none":
-        known = models.get_model_weights(name).__members__
-        is_file = weights.endswith(WEIGHT_FILES)
-        published = look_up(known, "DEFAULT" if is_file or weights == "default" else weights, f"weights of {name}")
-        transform = published.transforms()
+    if tag:
+        tags = models.get_model_weights(name).__members__
+        known = look_up(tags, "DEFAULT" if tag == "default" else tag, f"weights of {name}")
+        transform, published = known.transforms(), known if fetch else None
         about = {"image_size": (*transform.crop_size * 2,), "mean": transform.mean, "std": transform.std}
-        published = None if is_file else published
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         # transform_input, which published weights turn on, is on without them as well: a checkpoint is rebuilt without.
-        options = {"transform_input": True}
-        if published is None:
-            options |= {"aux_logits": False, "init_weights": True}
+        options = {"transform_input": True} | ({} if published else {"aux_logits": False, "init_weights": True})
     if name.startswith("vit"):
         options = {"image_size": about["image_size"][0]}
-    try:
+    url, folder = published and published.url, Path(torch.hub.get_dir()) / "checkpoints"
+    with _had(f"torchvision/{name}", url, f"Put that file into {folder} as {str(url).rpartition('/')[2]}"):
         net = models.get_model(name, weights=published, **options)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the file is not what its checksum says
-        if published is None:
-            raise
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise OSError(
-            f"the weights of torchvision/{name} cannot be had from {published.url} ({error}). Put that file into"
-            f" {folder} as {published.url.rpartition('/')[2]}, or give --weights FILE, or --weights none"
-        ) from error
     if name == "inception_v3":
         # No auxiliary output, so that forward returns a tensor in training too. torchvision refuses to leave it out
         # where weights are loaded; that of googlenet it takes away again by itself.
         net.aux_logits, net.AuxLogits = False, None
     # In every model the last linear or convolutional layer is the one onto the classes.
     head, last = [(n, layer) for n, layer in net.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
-    bias = last.bias is not None
-    if isinstance(last, nn.Conv2d):
-        net.set_submodule(head, nn.Conv2d(last.in_channels, num_classes, last.kernel_size, bias=bias))  # type: ignore[arg-type]
-    else:
-        net.set_submodule(head, nn.Linear(last.in_features, num_classes, bias=bias))
+    size: dict[str, Any] = {"kernel_size": last.kernel_size} if isinstance(last, nn.Conv2d) else {}
+    net.set_submodule(head, type(last)(last.weight.shape[1], num_classes, **size, bias=last.bias is not None))
     if name.startswith("squeezenet"):
         # In place of a ReLU after the last layer, with which logits were never negative.
         net.set_submodule("classifier.2", nn.Identity())
@@ -172,35 +163,27 @@ def _least(name: str, image_size: tuple[int, int]) -> tuple[int, int]:
     least = next((side for prefix, side in LEAST_SIDES.items() if name.startswith(prefix)), LEAST_SIDE)
     height, width = (max(least, side) for side in image_size)
     if name.startswith("vit"):  # a square of whole patches, whose side ends the name
-        side = min(height, width) // int(name[-2:]) * int(name[-2:])
-        return (side, side)
+        height = width = min(height, width) // int(name[-2:]) * int(name[-2:])
     return (height, width)
 
 
-def _from_timm(name: str, num_classes: int, image_size: tuple[int, int], weights: str) -> Built:
-    timm = _timm()
-    is_file, tag = weights.endswith(WEIGHT_FILES), ""
-    if weights not in ("none", "default") and not is_file:
+def _from_timm(name: str, num_classes: int, image_size: tuple[int, int], tag: str, fetch: bool) -> Built:
+    import timm
+
+    if tag not in ("", "default"):
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
-        tag = f".{look_up(dict.fromkeys(tags), weights, f'weights of {name}')}"
-    config = timm.get_pretrained_cfg(name + tag).to_dict()
-    size, least = config["input_size"][1:], (config.get("min_input_size") or (3, LEAST_SIDE, LEAST_SIDE))[1:]
-    about: dict[str, Any] = {"image_size": tuple(size)}
-    if weights != "none":
+        name += f".{look_up(dict.fromkeys(tags), tag, f'weights of {name}')}"
+    config = timm.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]  # it has such a network
+    about: dict[str, Any] = {"image_size": tuple(config["input_size"][1:])}
+    if tag:
         about |= {"mean": list(config["mean"]), "std": list(config["std"])}
     elif not config.get("fixed_input_size"):
+        least = (config.get("min_input_size") or (3, LEAST_SIDE, LEAST_SIDE))[1:]
         about["image_size"] = tuple(max(pair) for pair in zip(image_size, least, strict=True))
-    try:
-        net = timm.create_model(name + tag, pretrained=weights != "none" and not is_file, num_classes=num_classes)
-    except (OSError, RuntimeError) as error:
-        if weights == "none" or is_file:
-            raise
-        raise OSError(
-            f"the weights of timm/{name} cannot be downloaded ({str(error).partition(chr(10))[0]}). Download "
-            f"{config.get('hf_hub_id') or config.get('url')} elsewhere and give --weights FILE, or --weights none"
-        ) from error
-    found = config["classifier"] or []
-    heads = [found] if isinstance(found, str) else found
+    source = (config.get("hf_hub_id") or config.get("url")) if fetch else None
+    with _had(f"timm/{name}", source, "Download them elsewhere"):
+        net = timm.create_model(name, pretrained=fetch, num_classes=num_classes)
+    heads = [config["classifier"]] if isinstance(config["classifier"], str) else config["classifier"] or []
     for head in heads:  # some of timm's begin with weights so large for few classes that the first losses are above 4
         if isinstance(layer := net.get_submodule(head), nn.Linear):
             layer.reset_parameters()

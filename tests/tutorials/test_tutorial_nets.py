@@ -18,8 +18,7 @@ from lit_nn.nets.tutorials.fixed_hidden import FixedHidden, halve
 from lit_nn.nets.tutorials.layers import MyLinear
 from lit_nn.nets.tutorials.nested import FixedHiddenMLP, MySequential
 
-# --- the tutorials' networks, layer by layer, and the names that they give to those with weights ----------------------
-
+# The tutorials' networks, layer by layer, and the names that they give to those with weights.
 DENSE = [nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
 TUTORIALS: dict[type[nn.Module], tuple[tuple[int, int, int], list[nn.Module], list[str]]] = {
     MLP: (  # "Build the Neural Network"
@@ -50,14 +49,9 @@ def test_a_state_dict_of_the_tutorial_gives_the_same_logits(ours: type[nn.Module
     assert torch.equal(net(x), nn.Sequential(*layers)(x))
 
 
-# --- blocks and layers: the tour shows what the others do -------------------------------------------------------------
-
-
 def test_my_sequential_is_like_nn_sequential() -> None:
-    shared = nn.Linear(20, 20)
-    blocks = [nn.Linear(20, 20), nn.ReLU(), shared, nn.ReLU(), shared]
-    mine, torchs = MySequential(*blocks), nn.Sequential(*blocks)
-    x = torch.randn(2, 20)
+    shared, x = nn.Linear(20, 20), torch.randn(2, 20)
+    mine, torchs = (kind(nn.ReLU(), shared, nn.ReLU(), shared) for kind in (MySequential, nn.Sequential))
     assert torch.equal(mine(x), torchs(x))
     assert list(mine.state_dict()) == list(torchs.state_dict())
 
@@ -81,9 +75,6 @@ def test_my_linear_computes_and_learns() -> None:
     y.sum().backward()  # of the last one, below zero, nothing comes back
     assert layer.weight.grad is not None
     assert layer.weight.grad.tolist() == [[1, 1, 0], [2, 2, 0]]
-
-
-# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def test_rows_are_halved_one_by_one() -> None:

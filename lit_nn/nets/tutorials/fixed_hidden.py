@@ -22,11 +22,7 @@ class FixedHidden(nn.Module):
     rand_weight: Tensor
 
     def __init__(
-        self,
-        in_channels: int = 1,
-        num_classes: int = 10,
-        image_size: tuple[int, int] = (28, 28),
-        hidden: int = 256,
+        self, in_channels: int = 1, num_classes: int = 10, image_size: tuple[int, int] = (28, 28), hidden: int = 256
     ) -> None:
         super().__init__()
         self.image_size = image_size

@@ -19,11 +19,7 @@ class LazyCNN(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int = 1,
-        num_classes: int = 10,
-        image_size: tuple[int, int] = (28, 28),
-        dropout: float = 0.25,
+        self, in_channels: int = 1, num_classes: int = 10, image_size: tuple[int, int] = (28, 28), dropout: float = 0.25
     ) -> None:
         super().__init__()
         self.image_size = image_size

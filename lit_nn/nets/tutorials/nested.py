@@ -1,5 +1,7 @@
 """Blocks made of blocks, after "Layers and Modules" and "Parameter Management" in Dive into Deep Learning."""
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,7 +76,4 @@ def block1(units: int = 4, hidden: int = 8) -> nn.Sequential:
 
 def block2(units: int = 4, hidden: int = 8) -> nn.Sequential:
     """Four of ``block1`` one after the other, under the names block0 to block3: (B, units) to (B, units)."""
-    net = nn.Sequential()
-    for index in range(4):
-        net.add_module(f"block{index}", block1(units, hidden))
-    return net
+    return nn.Sequential(OrderedDict((f"block{index}", block1(units, hidden)) for index in range(4)))
