@@ -1,7 +1,6 @@
 """Which part of a data set an image belongs to: decided by the image and the seed, and kept by a run for good."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,13 +10,18 @@ TRAIN, VAL, TEST, OPEN = range(4)  # parts, and what has to be cut yet
 Numbers = NDArray[np.int64]
 
 
+def groups_of(marks: Numbers) -> Numbers:
+    """Fingerprint of each image's group, 0 if it has none (N,); what older versions remembered (N, 3) has no groups."""
+    return marks[:, 3] if marks.shape[1] > 3 else np.zeros(len(marks), np.int64)
+
+
 def among(marks: Numbers, known: Numbers) -> NDArray[np.bool_]:
     """Which images have the same file, the same pixels or the same group as one of the known ones; bool (N,).
 
-    Both are rows (file, pixels) of fingerprints, or (file, pixels, label, group), of which a group of 0 is none.
+    Both are rows (file, pixels) of fingerprints, or (file, pixels, label, group).
     """
-    same = np.isin(marks[:, 0], known[:, 0]) | np.isin(marks[:, 1], known[:, 1])
-    return same | np.isin(marks[:, 3:], known[:, 3:][known[:, 3:] != 0]).any(1)
+    groups, same = groups_of(known), [np.isin(marks[:, column], known[:, column]) for column in (0, 1)]
+    return same[0] | same[1] | np.isin(groups_of(marks), groups[groups != 0])
 
 
 def copies(pixels: Numbers) -> list[Numbers]:
@@ -55,20 +59,25 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
 
     Within a class, the order in which images go to a part depends on the seed and each image's own file, or its group,
     not on names or other images. A part gets its exact share of a class as far as what stays together allows, and of
-    two or more different images, or groups, at least one but never all. Of images with several labels (N, K), each
-    class keeps its share, the images of no class theirs, and all images together.
+    two or more different images, or groups, at least one but never all.
 
-    Some images are ``placed`` already, the others OPEN; of what stays together the first part decides. Fractions are
-    those of each class, by part, each of what the parts before have left: TEST, then VAL.
+    Of images with several labels, each class keeps its share, the images of no class theirs, and all images together.
+
+    Args:
+        labels: Class of each image (N,); or 0 or 1 for each image and class (N, K).
+        marks: Fingerprints of each image, see `among`.
+        placed: Part of each image that has one already, else OPEN (N,). Of what stays together the first part decides.
+        fractions: Share of each class, by part, each of what the parts before have left: TEST, then VAL.
+        seed: Decides, with the files, which images go.
     """
-    rows, is_grouped = np.arange(len(labels)), marks[:, 3:].any(1)
+    groups, rows = groups_of(marks), np.arange(len(labels))
     if labels.ndim == 2:  # a row for each image and class that it is of: "none of them" is one, and "any image" too
         rows, labels = np.nonzero(np.column_stack([labels, ~labels.any(1), np.ones(len(labels))]))
-    unit = units(marks[:, 1], np.where(is_grouped, marks[:, -1], marks[:, 1]))
+    unit = units(marks[:, 1], np.where(groups == 0, marks[:, 1], groups))
     count = int(unit.max(initial=-1)) + 1
     first_part, first_name = np.full(count, OPEN), np.full(count, np.iinfo(np.int64).max)
     np.minimum.at(first_part, unit, placed)
-    np.minimum.at(first_name, unit, np.where(is_grouped, marks[:, -1], marks[:, 0]))
+    np.minimum.at(first_name, unit, np.where(groups == 0, marks[:, 0], groups))
     salt, part = str(seed).encode(), first_part.tolist()
     draws = [hashlib.blake2b(name.tobytes(), key=salt).digest() for name in first_name]
     contents: list[dict[int, int]] = [{} for _ in draws]  # images of each class in a unit: of most units a single one
@@ -80,9 +89,11 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
     for later, (name, fraction) in zip(reversed(range(len(fractions))), fractions.items(), strict=True):
         held = np.bincount(labels[np.equal(part, name)[unit[rows]]], minlength=len(rest))
         target = np.minimum(np.maximum(np.round(fraction * rest).astype(np.int64), 1), rest - 1)
-        there = Counter(label for one in order if part[one] in (TRAIN, OPEN) for label in contents[one])  # units
-        # That may be taken: the parts that come later want at least one, too.
-        free = [there[label] - max(1, min(later + 1, there[label] - 1)) for label in range(len(rest))]
+        free = [0] * len(rest)  # units that may be taken: the parts that come later want at least one, too
+        for one in order:
+            for label in contents[one] if part[one] in (TRAIN, OPEN) else ():
+                free[label] += 1
+        free = [there - max(1, min(later + 1, there - 1)) for there in free]
         still_open = [one for one in order if part[one] == OPEN]
         for one in _pick(still_open, contents, target.tolist(), (target - held).tolist(), free):
             part[one] = name
@@ -102,23 +113,30 @@ def _pick(
 ) -> set[int]:
     """The units that give each class the images that it needs of its target, taking no more units of it than are free.
 
-    Both lists are used up. A unit goes in or out as often as the classes get nearer to their targets by it.
+    Both lists are used up. Each unit is moved only as often as the classes get nearer to their targets by it.
     """
-    picked, moved = set[int](), True
+    picked: set[int] = set()
+
+    def move(one: int, sign: int) -> None:
+        picked.symmetric_difference_update([one])
+        for label, count in contents[one].items():
+            need[label] -= sign * count
+            free[label] -= sign
 
     def off(label: int, need: int) -> float:
         """How far a class is from its target; to have nothing of it is worst."""
         return abs(need) / max(target[label], 1) + 1000 * (need == target[label] > 0)
 
-    while moved and any(need):
+    for one in order:  # first what fits
+        if all(free[label] > 0 and count <= need[label] for label, count in contents[one].items()):
+            move(one, 1)
+    small, moved = sorted(order, key=lambda one: sum(contents[one].values())), any(need)
+    while moved:  # then whatever brings the classes nearer to their targets, the smallest first, in or out
         moved = False
-        for one in order:
+        for one in small:
             sign = -1 if one in picked else 1
             gain = sum(off(k, need[k]) - off(k, need[k] - sign * count) for k, count in contents[one].items())
             if gain > 1e-9 and (sign < 0 or all(free[label] > 0 for label in contents[one])):
-                picked ^= {one}
-                for label, count in contents[one].items():
-                    need[label] -= sign * count
-                    free[label] -= sign
+                move(one, sign)
                 moved = True
     return picked
