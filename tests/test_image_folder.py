@@ -162,7 +162,7 @@ def test_levels_say_what_is_white(tmp_path: Path, levels: int, divisor: int) -> 
     [
         (deep_levels(5000), 4095, "from 0 to 5000, which is another range than 0 to 4095"),
         (Image.fromarray(np.full((8, 8), 0.5, np.float32)), 65535, "from 0 to 0.5"),
-        (Image.fromarray(np.full((8, 8), 0.01, np.float32)), 1, "from 0 to 0.01, which is another range than 0 to 1"),
+        (Image.fromarray(np.full((8, 8), 0.01, np.float32)), 0, "from 0 to 0.01, which is another range than 0 to 1"),
         (Image.fromarray(np.full((8, 8), np.nan, np.float32)), 1, "undefined"),
         (Image.fromarray(np.full((8, 8), -5, np.int32)), 65535, "negative"),
     ],

