@@ -230,7 +230,7 @@ def test_a_full_or_read_only_folder_for_features(tmp_path: Path, monkeypatch: Pa
         said = refused(train, [*line, "--run_dir", str(tmp_path / "full")], 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "the features cannot be written to" in said
+    assert "the cache cannot be written to" in said
     assert not list((tmp_path / "cache").glob("*.npy"))
     monkeypatch.setenv("LIT_NN_CACHE", __file__)  # nobody, not even root, can write below a file
     assert "in the environment variable LIT_NN_CACHE" in refused(train, [*line, "--run_dir", str(tmp_path / "file")], 1)

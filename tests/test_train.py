@@ -102,7 +102,7 @@ def test_tensorboard_has_scalars_images_graph_and_hyperparameters(run: Path) -> 
     scalars, images = ({tag for file in files for tag in file.Tags()[kind]} for kind in ("scalars", "images"))
     wanted = {"train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "train_loss_step", "lr"}
     assert wanted | {"final/test_acc"} <= scalars
-    assert images == {"train/samples", "test/confusion", "test/mistakes"}
+    assert images == {"train/samples", "test/confusion", "test/mistakes", "test/reliability"}
     assert any(file.Tags()["graph"] for file in files)
     assert any("_hparams_/session_start_info" in file.summary_metadata for file in files)
 

@@ -40,8 +40,9 @@ def _features(images: Tensor, run: Callable[[Tensor], Tensor], network: bytes, b
         with path.open("wb") as file, tqdm(total=len(images), unit=" images", desc="features", disable=None) as bar:
             header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for batch in images.split(batch_size):
-                file.write(run(batch).to("cpu", torch.float16).numpy().tobytes())  # (B, V, D)
-                bar.update(len(batch))
+            for start in range(0, len(images), batch_size):
+                found = run(images[start : start + batch_size]).to("cpu", torch.float16)  # (B, V, D)
+                file.write(found.numpy().tobytes())
+                bar.update(len(found))
 
     return kept(cache_folder() / f"features-{digest.hexdigest()}.npy", compute, open_tensor)
