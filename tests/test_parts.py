@@ -273,6 +273,17 @@ def test_group_by_keeps_groups_together_and_a_run_remembers_them(patients: Path,
     now = patients_in(continued(patients, run.parts(), group_by=GROUP, seed=seed + 1, test_fraction=0.3))
     assert all(before[split] <= now[split] | {"p77"} for split in SPLITS)
     assert sum(map(len, now.values())) == 13
+    without_groups = {name: table[:, :3] if table.ndim == 2 else table for name, table in run.parts().items()}
+    older = continued(patients, without_groups, group_by=GROUP, seed=seed, test_fraction=0.3)
+    assert older.parts()["train"].shape[1] == 4
+
+
+def test_copies_link_groups(patients: Path) -> None:
+    for number in range(0, 55, 5):  # each patient has a copy of an image of the next
+        source = next(patients.rglob(f"*_{number + 5:02}.png"))
+        shutil.copy(source, source.with_name(f"p{number // 5}_copy.png"))
+    with pytest.raises(DataError, match=r"too few images for a val part; .*, in as many groups"):
+        ImageFolder(str(patients), group_by=GROUP).prepare_data()
 
 
 @pytest.mark.parametrize("group_by", [None, GROUP])

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -302,8 +303,10 @@ class ImageFiles(ImageDataModule):
         settings = torch.tensor([*self.image_shape, self.levels, FITS.index(self.fit)])
         own = {"settings": settings, "sizes": torch.tensor([*map(len, rows.values())])} | (lists or {})
         now = {split: torch.from_numpy(marks)[places] for split, places in rows.items()}
-        seen = {split: torch.cat([own.get(split, new[:0]), new]).unique(dim=0) for split, new in now.items()}
-        self._own_parts = own | seen
+        self._own_parts = own
+        for split, seen in now.items():
+            had = own.get(split, seen[:0])  # older versions knew no groups
+            self._own_parts[split] = torch.cat([F.pad(had, (0, seen.shape[1] - had.shape[1])), seen]).unique(dim=0)
         arrays = (self._images.images, torch.from_numpy(labels))
         return {split: (arrays, places) for split, places in rows.items()}
 
