@@ -51,8 +51,9 @@ def main(words: list[str]) -> None:
     for name, item, found in tqdm(results, total=len(files), unit=" images", disable=quick or None):
         rows.append({"path": name, **(found.plain if found else {"error": item})})
         table.append(rows[-1] | (found.cells if found else {}))
-        line = f"{name}: {item}"
-        if found:
+        if not found:
+            line = f"{name}: {item}"
+        else:
             pairs = zip(found.labels, found.probabilities, strict=True)
             cells = [f"{label:{label_width}} {share:6.1%}" for label, share in pairs] or ["none"]
             line = "  ".join([f"{name:{width}}", *cells, *["(not sure)"] * (found.sure is False)])
