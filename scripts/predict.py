@@ -50,7 +50,7 @@ def main(words: list[str]) -> None:
     rows, table = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, item, found in tqdm(results, total=len(files), unit=" images", disable=quick or None):
         rows.append({"path": name, **(found.plain if found else {"error": item})})
-        table.append(rows[-1] | (found.cells if found else {}))
+        table.append(rows[-1] | (found.cells if found and options.csv else {}))
         if not found:
             line = f"{name}: {item}"
         else:
