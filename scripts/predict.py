@@ -62,7 +62,8 @@ def main(words: list[str]) -> None:
             with atomic_path(options.heatmaps / f"{len(rows):0{len(str(len(files)))}}-{stem}.png") as path:
                 ImageOps.scale(overlay, max(1, 224 // min(overlay.size)), Image.Resampling.NEAREST).save(path)
         if not (found and (options.json or options.csv)):  # a name may hold a line break, or what a terminal obeys
-            line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+            if not line.isprintable():
+                line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
             print(line, file=sys.stdout if found else sys.stderr)
     if options.json:
         print("[", ",\n".join(map(json.dumps, rows)), "]", sep="\n")

@@ -243,7 +243,7 @@ print(lit_nn.predict(lit_nn.load_classifier("model.ckpt"), "images/0.png")[0].la
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "seconds"), [(1, 0.8), (10_000, 4.5)])
+@pytest.mark.parametrize(("count", "seconds"), [(1, 0.8), (10_000, 3.3)])
 def test_speed(count: int, seconds: float, folder: Path, tmp_path: Path, command: Command) -> None:
     for number in range(count):
         noise = np.random.default_rng(number % 100).integers(0, 256, (32, 32, 3), np.uint8)

@@ -132,7 +132,8 @@ class Model(NamedTuple):
         top_k, least = min(top_k, len(shares)), np.array(self.threshold if threshold is None else threshold)
         # To sort all of many classes takes longer than all the rest.
         order = np.flatnonzero(shares >= least) if self.multi_label else np.argpartition(-shares, top_k - 1)[:top_k]
-        order = order[np.lexsort((order, -shares[order]))]
+        if len(order) > 1:
+            order = order[np.lexsort((order, -shares[order]))]
         sure = None if self.multi_label else bool(shares[order[0]] >= least)
         return Prediction([self.class_names[label] for label in order], shares[order].tolist(), sure, unlike)
 
