@@ -47,10 +47,10 @@ def main(words: list[str]) -> None:
         model.overlay(np.zeros(model.image_shape, np.uint8))  # can it at all?
         options.heatmaps.mkdir(parents=True, exist_ok=True)
     results = predict_files(model, files, options.top_k)
-    rows, table = list[dict[str, Any]](), list[dict[str, Any]]()
+    rows = list[dict[str, Any]]()
     for name, item, found in tqdm(results, total=len(files), unit=" images", disable=quick or None):
-        rows.append({"path": name, **(found.plain if found else {"error": item})})
-        table.append(rows[-1] | (found.cells if found and options.csv else {}))
+        said = {"error": item} if not found else found.plain if options.json or options.csv else {}
+        rows.append({"path": name, **said, **(found.cells if found and options.csv else {})})
         if not found:
             line = f"{name}: {item}"
         else:
@@ -71,7 +71,7 @@ def main(words: list[str]) -> None:
         shares = np.zeros(len(model.class_names), np.float32)
         columns = ["path", *model.read(shares, options.top_k).cells, *["sure"] * (not model.multi_label)]
         columns += ["unlike", "error"]
-        write_csv(options.csv, [columns, *([row.get(name, "") for name in columns] for row in table)])
+        write_csv(options.csv, [columns, *([row.get(name, "") for name in columns] for row in rows)])
         print(f"{len(rows):,} rows: {options.csv}")
     if failed := sum("error" in row for row in rows):
         raise DataError(f"{failed:,} of {len(files):,} files could not be read")
