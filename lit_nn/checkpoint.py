@@ -48,7 +48,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of a LitClassifier")
     saved_as = found.get("format", CHECKPOINT_FORMAT)
     if not isinstance(saved_as, int) or saved_as > CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path}: saved in format {saved_as}, this lit-nn reads {CHECKPOINT_FORMAT}; update it")
+        raise CheckpointError(f"{path}: saved in format {saved_as}, newer than {CHECKPOINT_FORMAT}; update lit-nn")
     return found
 
 

@@ -101,7 +101,7 @@ def main(words: list[str]) -> None:
     print(f"{wrong:,} of {len(rows):,} labels are probably wrong, the first rows of {folder / 'labels.csv'}")
     print(f"Look at {folder / 'worst.png'}, and at {near:,} pairs of images in {folder / 'near_copies.csv'}")
     if (corrected := folder / "corrected.csv").exists():
-        print(f"They are changed in {corrected}. Undo what you see otherwise, then train from it:")
+        print(f"Labels changed in {corrected}: {wrong:,}. Change there what you see otherwise, then train from it:")
         print(f"  python scripts/train.py --data image_table --data.table {shlex.quote(str(corrected))}")
 
 

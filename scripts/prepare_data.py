@@ -1,6 +1,7 @@
 """Fetch and verify a data set, print what it holds, and draw a sheet of samples, or write it as shards; see --help."""
 
 import argparse
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -51,7 +52,8 @@ def main(words: list[str]) -> None:
                 raise UsageError(f"--shards is for image_folder and image_table; {known.data} needs none")
             index = write_shards(data, out, *how)
             parts = ", ".join(f"{part['images']:,} {split}" for split, part in index["parts"].items())
-            print(f"{parts} images, {index['images_per_shard']:,} in a shard: --data image_stream --data_dir {out}")
+            print(f"{parts} images, at most {index['images_per_shard']:,} in a shard. Next:")
+            print(f"  python scripts/train.py --data image_stream --data_dir {shlex.quote(str(out))}")
             return
         data.prepare_data()
         train, _ = data.split("train"), data.split("test")

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from data_modules.files import write_csv
 from lit_nn.engine.console import CommandParser, command, print_table
-from lit_nn.errors import UsageError
+from lit_nn.errors import UsageError, options_of
 
 
 def read_space(path: Path) -> dict[str, Any]:
@@ -40,10 +40,12 @@ def read_space(path: Path) -> dict[str, Any]:
             else:
                 whole = all(type(value) is int for name, value in given.items() if name != "log")
                 kind: Any = IntDistribution if whole else FloatDistribution  # for which YAML takes 1e-4 for a word
+                options_of(kind, given, set(), "key")
                 space[option] = kind(**{n: v if whole or n == "log" else float(v) for n, v in given.items()})
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         hint = "The search space comes first, a YAML file with a list or range for each option; see docs/sweep.md"
-        raise UsageError(f"{place}: {' '.join(str(error).split())}. {hint}") from error
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UsageError(f"{place}: {reason}. {hint}") from error
     return space
 
 
@@ -67,7 +69,7 @@ def open_study(folder: Path, search: str, epochs: int) -> optuna.Study:
     # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
     study.pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=max(1, epochs // 4))
     if (held := study.user_attrs.get("search", search)) != search:
-        raise UsageError(f"{folder} holds another search: {held}. Give another --study_dir")
+        raise UsageError(f"{folder} holds another search: {held}, now {search}. Give another --study_dir")
     study.set_user_attr("search", search)
     return study
 
@@ -146,6 +148,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="in the end, failed ones included [20]")
     parser.add_argument("--study_dir", type=Path, metavar="DIR", help="where everything goes [runs/sweeps/SPACE]")
     options, fixed = parser.parse_known_args(argv)
+    if options.trials < 1:
+        raise UsageError(f"--trials is {options.trials}; it must be at least 1")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", "The reported value is ignored")  # of epochs that Optuna knows
     space, folder = read_space(options.space), options.study_dir or Path("runs", "sweeps", options.space.stem)

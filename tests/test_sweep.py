@@ -52,13 +52,14 @@ def accuracies(run: Path) -> dict[int, float]:
 WRONG = {  # the text of a search space, or options
     "lr: [1, 2\n": ["space.yaml: while parsing", "list or range"],
     "": ["space.yaml: ", "list or range"],
-    "lr: {low: 1e-4, high: 1e-2, lg: 2}\n": ["space.yaml: lr: ", "'lg'"],
+    "lr: {low: 1e-4, high: 1e-2, lg: 2}\n": ["space.yaml: lr: ", "'lg'", "Did you mean log"],
     "lr: {low: 1e-2, high: 1e-4}\n": ["space.yaml: lr: ", "low"],
     "optimiser: [adamw]\n": ["optimiser", "Did you mean optimizer"],
     "optimizer: [adamw, adm]\n": ["adm", "Did you mean adam"],
     "max_epochs: {low: 0.5, high: 2}\n": ["max_epochs", "0.5"],
     "--max_epoch 3": ["max_epoch", "max_epochs"],
     "--trials many": ["--trials", "many"],
+    "--trials 0": ["--trials is 0", "at least 1"],
 }
 
 
@@ -92,7 +93,7 @@ def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
 
     assert script("sweep")(words) == 0  # once more: nothing is left to do
     assert [trial.datetime_complete for trial in trials_of(folder)] == [trial.datetime_complete for trial in trials]
-    assert "mlp: [Errno 2]" in refused(script("sweep"), words[1:])
+    assert "mlp: No such file" in refused(script("sweep"), words[1:])
     assert "holds another search" in refused(script("sweep"), [*words, "--seed", "3"])
 
 

@@ -97,7 +97,7 @@ def plain_settings(checkpoint: dict[str, Any], path: Path, trusted: bool) -> dic
     given = checkpoint.get("settings")
     settings = given if isinstance(given, dict) else {}
     if not all(isinstance(settings.get(group), dict) for group in ("data", "model", "trainer")):
-        raise UsageError(f"{path} holds no settings; it was not saved by a run of scripts/train.py or lit-nn")
+        raise UsageError(f"{path} holds no settings to go on with; --weights {path} starts a new run from its weights")
     try:
         settings = yaml.safe_load(yaml.safe_dump(settings))  # plain values, and no longer the checkpoint's own
     except yaml.YAMLError as error:

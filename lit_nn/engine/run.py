@@ -137,7 +137,9 @@ def _show_what_goes_in(logger: TensorBoardLogger, model: LitClassifier, data: Im
 def _continue(cli: LitCLI) -> None:
     start = cli.start
     start.check(cli.model, cli.trainer)
-    rank_zero_only(print)(start.describe(dict(flat(plain_options(cli.parser, cli.config)))))
+    options = dict(flat(plain_options(cli.parser, cli.config)))
+    options["model.backbone_lr"] = cli.model.hparams["backbone_lr"]  # None stands for what the weights say
+    rank_zero_only(print)(start.describe(options))
     if reason := start.is_complete(cli.trainer):
         epochs, result = start.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
         if not cli.tests or (result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs):

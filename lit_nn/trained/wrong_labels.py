@@ -36,7 +36,7 @@ def write_findings(
     cells = [*zip(*columns.values(), strict=True)]  # of each image its file, and what else a table says
     files, scores = [str(cells[row][0]) for row in rows], shares[np.arange(len(rows)), labels]
     order = np.argsort(scores, kind="stable")
-    table = [[files[n], names[labels[n]], names[likely[n]], f"{scores[n]:.4f}", str(folds[n])] for n in order]
+    table = [[files[n], names[labels[n]], names[likely[n]], f"{scores[n]:.4g}", str(folds[n])] for n in order]
     write_csv(folder / "labels.csv", [["file", "given", "likely", "score", "fold"], *table])
     with atomic_path(folder / "worst.png") as path:
         captions = [f"{textwrap.fill(file, 30)}\nis {one[:22]}\nlikely {two[:22]}" for file, one, two, *_ in table[:30]]
