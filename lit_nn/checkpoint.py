@@ -89,9 +89,16 @@ def load_classifier(path: str | os.PathLike[str], net: nn.Module | None = None) 
     Raises:
         CheckpointError: If the file is missing, damaged, or does not describe a network of this project.
     """
+    return open_checkpoint(path, net)[1]
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], net: nn.Module | None = None
+) -> tuple[dict[str, Any], ImageClassifier]:
+    """What `read_checkpoint` reads and what `load_classifier` makes of it, of a file that is read once."""
     checkpoint = read_checkpoint(path)
     try:
-        return build_model(checkpoint["hyper_parameters"], checkpoint["state_dict"], net)
+        return checkpoint, build_model(checkpoint["hyper_parameters"], checkpoint["state_dict"], net)
     except ModelError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -60,8 +60,7 @@ def train(run: Path, words: list[str]) -> None:
     cli = LitCLI("fit", [*words, "--run_dir", str(run)], tests=True)
     with running(cli):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
-        calibrate_best(cli)
-        test_best(cli)
+        test_best(cli, calibrate_best(cli))
     shares = cli.model.probabilities(logits_of(cli, cli.model, "test")[0])
     with atomic_path(run / "answers.npz") as path:
         np.savez(path, rows=cli.datamodule.split("test")[2].numpy(), shares=shares.numpy())

@@ -21,8 +21,7 @@ def main(words: list[str]) -> None:
     cli = LitCLI("fit", words, tests=True)
     with running(cli):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
-        calibrate_best(cli)
-        test_best(cli)
+        test_best(cli, calibrate_best(cli))
 
 
 if __name__ == "__main__":

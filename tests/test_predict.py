@@ -161,7 +161,8 @@ def test_an_opened_image_is_what_its_file_is(mode: str, in_folder: Path, tmp_pat
         (export, ["model.ckpt", "--tolerance", "-1"], 1, ["-1.0e+00 is allowed (--tolerance)"]),
         (export, ["other.ckpt", "--int8"], 2, ["needs the data set", "none is not a folder"]),
         (export, ["nan.ckpt"], 1, ["nan.onnx is not the same model: its outputs differ by nan"]),
-        (export, ["."], 1, ["no such file"]),
+        (export, ["."], 2, [". is no model"]),
+        (export, ["model.onnx"], 2, ["model.onnx is an export already; give the checkpoint"]),
     ],
 )
 def test_mistakes_end_in_one_message(

@@ -147,8 +147,11 @@ def _continue(cli: LitCLI) -> None:
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
 
 
-def calibrate_best(cli: LitCLI) -> None:
-    """After a training, give the best checkpoint its temperature and, if ``--accept`` asks for it, its threshold."""
+def calibrate_best(cli: LitCLI) -> dict[str, Any]:
+    """After a training, give the best checkpoint its temperature and, if ``--accept`` asks for it, its threshold.
+
+    Returns what is in the checkpoint; nothing where it was not read.
+    """
     trainer, model, checkpoints = cli.trainer, cli.model, cli.checkpoints
     best = checkpoints.folder / "best.ckpt" if checkpoints and trainer.is_global_zero else None
     if best and best.exists() and not isinstance(trainer.strategy, FSDPStrategy):  # maybe too large for one device
@@ -157,10 +160,12 @@ def calibrate_best(cli: LitCLI) -> None:
         print(_calibrate(cli, model))
         found["hyper_parameters"] |= {"temperature": model.temperature, "threshold": model.threshold}
         save_checkpoint(found, best)
+        return found
+    return {}
 
 
-def test_best(cli: LitCLI) -> None:
-    """Test the best checkpoint, write result.json, say what came out and what to type next."""
+def test_best(cli: LitCLI, found: dict[str, Any]) -> None:
+    """Test the best checkpoint, ``found`` or yet to be read, write result.json, say what came out and what is next."""
     trainer, model, run_dir, checkpoints, best = cli.trainer, cli.model, cli.run_dir, cli.checkpoints, None
     epochs, seconds = trainer.current_epoch, 0.0
     validated: dict[str, Any] = dict(trainer.callback_metrics)
@@ -172,7 +177,7 @@ def test_best(cli: LitCLI) -> None:
         if not best.exists():
             rank_zero_only(print)(f"No validation has chosen a best.ckpt to test; {checkpoints.last} has the weights.")
             return
-        found = read_checkpoint(best)
+        found = found or read_checkpoint(best)
         model.load_state_dict(found["state_dict"])
         validated = found["metrics"]
     trainer.test(model, datamodule=cli.datamodule, verbose=False)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data_modules import ImageDataModule
 from data_modules.errors import DataError
 from data_modules.files import atomic_path
-from lit_nn.checkpoint import load_classifier, versions
+from lit_nn.checkpoint import versions
 from lit_nn.errors import ModelError, UsageError, brief
 from lit_nn.model import ImageClassifier
 from lit_nn.trained.evaluate import Answers, answer_test_images, data_of
@@ -96,7 +96,10 @@ class Export:
     """A checkpoint (.ckpt) that is written to other formats, each file checked before it gets its name."""
 
     def __init__(self, checkpoint: Path, any_size: bool = True) -> None:
-        self.classifier, model = load_classifier(checkpoint), open_model(checkpoint)
+        model = open_model(checkpoint)
+        if model.classifier is None or checkpoint.suffix != ".ckpt":
+            raise UsageError(f"{checkpoint} is an export already; give the checkpoint (.ckpt) that it is of")
+        self.classifier = model.classifier
         self.data: ImageDataModule | None = None
         try:
             data = data_of(model)

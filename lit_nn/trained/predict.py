@@ -102,6 +102,7 @@ class Model(NamedTuple):
     data: dict[str, Any] = {}  # "class" and "options" of the data set it was trained on; empty if it is not known
     parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
     overlay: Callable[[Pixels], Pixels] = _no_overlay  # one image (C, H, W) under its heat map, (*image_shape[1:], 3)
+    classifier: "ImageClassifier | None" = None  # of a checkpoint or .safetensors
 
     def run(self, images: Pixels) -> Answer:
         """Logits and probabilities of pixels 0..255, uint8 (N, C, H, W), in batches that fit into memory; N > 0."""
@@ -230,11 +231,11 @@ def _open_program(path: Path) -> Model:
 
 
 def _open_checkpoint(path: Path) -> Model:
-    from lit_nn.checkpoint import data_settings, load_classifier, read_checkpoint
+    from lit_nn.checkpoint import data_settings, open_checkpoint
 
-    checkpoint, model = read_checkpoint(path), classifier_model(load_classifier(path))
+    checkpoint, classifier = open_checkpoint(path)
     parts = {name: part.numpy() for name, part in checkpoint.get("parts", {}).items()}
-    return model._replace(data=data_settings(checkpoint), parts=parts)
+    return classifier_model(classifier)._replace(data=data_settings(checkpoint), parts=parts)
 
 
 def _open_safetensors(path: Path) -> Model:
@@ -269,7 +270,7 @@ def classifier_model(classifier: "ImageClassifier") -> Model:
         return logits.numpy(), classifier.probabilities(logits).numpy()
 
     facts = {name: getattr(classifier, name) for name in FACTS if name != "levels"}
-    return Model(**facts, levels=classifier.arguments["levels"], run_batch=run, overlay=show)
+    return Model(**facts, levels=classifier.arguments["levels"], run_batch=run, overlay=show, classifier=classifier)
 
 
 def data_uri(pixels: Pixels) -> str:
