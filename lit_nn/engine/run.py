@@ -213,7 +213,9 @@ def logits_of(cli: LitCLI, model: LitClassifier, part: Split) -> tuple[torch.Ten
     images, labels, rows = data.split(part)
     inputs, batches = data.features.get(part, images), rows.split(4 * data.batch_size)  # as validation has them
     model.to(device).eval()
-    return torch.cat([model.logits(inputs[some].to(device)).cpu().double() for some in batches]), labels.cpu()[rows]
+    with cli.trainer.precision_plugin.forward_context():  # float32 may take six times as long
+        logits = torch.cat([model.logits(inputs[some].to(device)).cpu().double() for some in batches])
+    return logits, labels.cpu()[rows]
 
 
 def _calibrate(cli: LitCLI, model: LitClassifier) -> str:
@@ -247,7 +249,8 @@ def _show_in_tensorboard(cli: LitCLI, logger: TensorBoardLogger, model: LitClass
     options |= {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     logger.log_hyperparams(options, {f"final/{name}": result[name] for name in ("test_acc", "test_loss", "val_acc")})
     if not data.features:  # else the test went by these: figures of all images are evaluate.py's work
-        answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
+        with trainer.precision_plugin.forward_context():
+            answers = answer_test_images(classifier_model(model.to(trainer.strategy.root_device)), data)
         title = f"{model.net_name} on the test images of {type(data).__name__}"
         for name, figure in figures_of(answers, measure(answers), title).items():
             logger.experiment.add_figure(f"test/{name}", figure)
