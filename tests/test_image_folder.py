@@ -462,8 +462,9 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: Patch) -> N
             raise PermissionError(13, "Permission denied", os.fspath(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
-    assert "bee cannot be looked into: Permission denied" in message(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        assert "bee cannot be looked into: Permission denied" in message(root)
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
