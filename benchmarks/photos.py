@@ -4,7 +4,7 @@
 
 FOLDER has one folder of images for each class. The fits are compared on kept features (photos_minute), which takes a
 minute each; the augmentations by fine-tuning (photos_best), which takes hours. Further options go to scripts/train.py,
-for instance --model.net_args.input_size 128, with which it takes a third of the time.
+for instance --model.net_args.input_size 128, which takes less than half the time.
 """
 
 import argparse

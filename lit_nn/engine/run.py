@@ -213,7 +213,7 @@ def logits_of(cli: LitCLI, model: LitClassifier, part: Split) -> tuple[torch.Ten
     images, labels, rows = data.split(part)
     inputs, batches = data.features.get(part, images), rows.split(4 * data.batch_size)  # as validation has them
     model.to(device).eval()
-    with cli.trainer.precision_plugin.forward_context():  # float32 may take six times as long
+    with cli.trainer.precision_plugin.forward_context():  # float32 may take several times as long
         logits = torch.cat([model.logits(inputs[some].to(device)).cpu().double() for some in batches])
     return logits, labels.cpu()[rows]
 

@@ -97,7 +97,7 @@ class Export:
 
     def __init__(self, checkpoint: Path, any_size: bool = True) -> None:
         model = open_model(checkpoint)
-        if model.classifier is None or checkpoint.suffix != ".ckpt":
+        if model.classifier is None:
             raise UsageError(f"{checkpoint} is an export already; give the checkpoint (.ckpt) that it is of")
         self.classifier = model.classifier
         self.data: ImageDataModule | None = None

@@ -102,7 +102,7 @@ class Model(NamedTuple):
     data: dict[str, Any] = {}  # "class" and "options" of the data set it was trained on; empty if it is not known
     parts: dict[str, NDArray[np.int64]] = {}  # what its run remembers of its data; empty if it is not known
     overlay: Callable[[Pixels], Pixels] = _no_overlay  # one image (C, H, W) under its heat map, (*image_shape[1:], 3)
-    classifier: "ImageClassifier | None" = None  # of a checkpoint or .safetensors
+    classifier: "ImageClassifier | None" = None  # of a checkpoint
 
     def run(self, images: Pixels) -> Answer:
         """Logits and probabilities of pixels 0..255, uint8 (N, C, H, W), in batches that fit into memory; N > 0."""
