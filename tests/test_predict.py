@@ -106,7 +106,7 @@ def test_bad_files_get_a_line_and_the_others_are_predicted(in_folder: Path, tmp_
     *errors, last = printed.err.splitlines()
     assert last == "error: 5 of 13 files could not be read"
     assert {name: reason[:12] for name, reason in (e.rpartition("/")[2].split(": ", 1) for e in errors)} == {
-        **{"none": "no file in i", "text.jpg": "not an image", "pipe.png": "not a file", "gone.png": "No such file"},
+        **{"none": "no file in i", "text.jpg": "not an image", "pipe.png": "not a file b", "gone.png": "No such file"},
         **{tmp_path.name: "files of oth", "line\\nbreak\\x1b[2J.png": "the file is "},
     }
 

@@ -180,7 +180,7 @@ def _decode(paths: list[Path], settings: Settings, images_path: Path | None) -> 
 
     # Threads, because Pillow lets others run while it decodes, and they need no start-up of their own.
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(decode.decoding_threads(paths)) as pool,
         tqdm(total=count, unit=" images", desc="decoding", disable=None) as bar,
     ):
         rows = list(range(count))

@@ -2,15 +2,15 @@
 
 Finding files works on strings, because it runs for every image at every start, and Path objects take longer.
 """
-# ruff: noqa: PTH110, PTH113, PTH118, PTH122, PTH123
+# ruff: noqa: PTH110, PTH113, PTH118, PTH122, PTH123, PTH202
 
 import hashlib
 import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ HELPERS = {
     *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ipynb_checkpoints", "__pycache__"),
 }
 """What storage boxes, systems and notebooks put among anybody's files, in lower case."""
+SMALL = 16_384  # bytes; to decode a smaller file is mostly the interpreter's work, and threads would wait for it
 MAX_PIXELS = 250_000_000  # above 200 megapixels, the largest that telephones make; 750 MB as RGB
 _BEGINNING = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s"
@@ -106,6 +107,15 @@ def is_image(path: str) -> bool:
             return bool(_BEGINNING.match(file.read(16)))
     except OSError:
         return False
+
+
+def decoding_threads(paths: Sequence[str | Path]) -> int:
+    """How many threads decode such files in the shortest time, going by the size of a few."""
+    sizes = []
+    for path in paths[:: max(1, len(paths) // 100)]:
+        with suppress(OSError):  # decoding reports it
+            sizes.append(os.path.getsize(path))
+    return (os.cpu_count() or 1) if sum(sizes) > SMALL * len(sizes) else 1
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

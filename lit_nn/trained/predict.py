@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_modules.images.decode import ImageError, printable, read_file, read_image
+from data_modules.images.decode import ImageError, decoding_threads, printable, read_file, read_image
 from lit_nn.errors import ModelError, UsageError, brief, place
 
 if TYPE_CHECKING:
@@ -209,6 +209,7 @@ def open_onnx(path: Path, threads: int = 0) -> Model:
     onnxruntime.set_default_logger_severity(3)  # errors only
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside the decoding
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     run: Run = lambda images: session.run(["logits", "probabilities"], {"pixels": images})  # noqa: E731
     any_size = isinstance(session.get_inputs()[0].shape[2], str)  # the name of a size that is free
@@ -334,18 +335,18 @@ def predict_files(
 
     def decode(file: tuple[str, str]) -> Pixels | str:
         path, reason = file
-        if reason or (Path(path).exists() and not Path(path).is_file()):
-            return reason or "not a file"  # opening a pipe or a device could wait for ever
         try:
-            return model.pixels(path)
+            return reason or model.pixels(path)
         except ImageError as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decodes the next batch while the model runs one
-        coming = pool.map(decode, files[:BATCH])
+    threads = decoding_threads([path for path, _ in files])
+    with ThreadPoolExecutor(threads) as pool:  # several decode the next batch while the model runs one
+        each = pool.map if threads > 1 else map
+        coming = each(decode, files[:BATCH])
         for start in range(0, len(files), BATCH):
             decoded = list(coming)
-            coming = pool.map(decode, files[start + BATCH : start + 2 * BATCH])
+            coming = each(decode, files[start + BATCH : start + 2 * BATCH])
             for (path, _), item, judged in zip(
                 files[start : start + BATCH], decoded, model.judge(decoded), strict=True
             ):
