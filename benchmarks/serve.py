@@ -1,16 +1,16 @@
 """What a server costs: requests a second of scripts/serve.py, two other servers, and the work alone.
 
     python -m pip install fastapi uvicorn httptools uvloop python-multipart litserve    # the others
-    python benchmarks/serve.py --seconds 60 --rounds 3
+    python benchmarks/serve.py --seconds 60 --rounds 3    # needs wrk, a package of most systems
 
-50 clients, each of which sends an image, waits for the answer and sends the next one, run in a process of their own, on
-the same cores. All servers decode with the same function and run the same session; all get the same bytes, a form with
-one file. The limit is that function and that session alone, in as many threads as there are cores, with the best batch.
+wrk is 50 clients on the same cores, each of which sends an image, waits for the answer and sends the next one. All
+servers decode with the same function and run the same session; all get the same bytes, a form with one file. The limit
+is that function and that session alone, with the best number of threads (cores, or one more) and the best batch.
 """
 
 import argparse
-import asyncio
 import io
+import itertools
 import json
 import os
 import signal
@@ -134,86 +134,58 @@ def serve_litserve(port: int) -> None:
 # --- the load ---------------------------------------------------------------------------------------------------------
 
 
-class Client(asyncio.Protocol):
-    """Sends the same request again and again."""
-
-    def __init__(self, request: bytes, seconds: list[float], errors: list[str]) -> None:
-        self.request, self.seconds, self.errors, self.answer = request, seconds, errors, b""
-
-    def connection_made(self, transport: Any) -> None:
-        """Send the first one."""
-        self.transport = transport
-        self.send()
-
-    def send(self) -> None:
-        """Send one."""
-        self.answer, self.began = b"", time.perf_counter()
-        self.transport.write(self.request)
-
-    def data_received(self, data: bytes) -> None:
-        """Send the next one once all of the answer is here."""
-        self.answer += data
-        head, end, body = self.answer.partition(b"\r\n\r\n")
-        length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
-        if end and len(body) >= int(length):
-            self.seconds.append(time.perf_counter() - self.began)
-            if not head.startswith(b"HTTP/1.1 200") or b"probability" not in body:
-                self.errors.append(self.answer[:200].decode())
-            self.send()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        """Which is an error while the clients send."""
-        self.errors.append("the connection was closed")
+LOAD = """
+wrk.method, wrk.body = "POST", io.open(os.getenv("FORM"), "rb"):read("*a")
+wrk.headers["content-type"] = "multipart/form-data; boundary=b"
+wrong, threads = 0, {}
+function setup(thread) table.insert(threads, thread) end
+function response(status, headers, body)
+    if status ~= 200 or not body:find("probability", 1, true) then wrong = wrong + 1 end
+end
+function done(summary, latency)
+    local errors, of = 0, summary.errors
+    for _, thread in ipairs(threads) do errors = errors + thread:get("wrong") end
+    io.stderr:write(string.format('{"rate": %f, "p50": %f, "p99": %f, "answers": %d, "errors": %d}',
+        1e6 * summary.requests / summary.duration, latency:percentile(50) / 1000, latency:percentile(99) / 1000,
+        summary.requests, errors + of.connect + of.read + of.write + of.timeout))
+end
+"""  # what wrk does, in Lua
 
 
-def load(file: Path, port: int, clients: int, seconds: float) -> None:
-    """Print what clients see, as JSON; the first second warms up and is left out."""
-    import uvloop
-
-    body = b'--b\r\ncontent-disposition: form-data; name="request"; filename="%s"\r\n\r\n%s\r\n--b--\r\n'
-    body %= (file.name.encode(), file.read_bytes())
-    head = f"POST /predict HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: multipart/form-data; boundary=b\r\n"
-    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-
-    async def run() -> tuple[list[float], list[str], int]:
-        times, errors = list[float](), list[str]()
-        loop = asyncio.get_running_loop()
-        for _ in range(clients):
-            await loop.create_connection(lambda: Client(request, times, errors), "127.0.0.1", port)
-        await asyncio.sleep(1)
-        first = len(times)
-        await asyncio.sleep(seconds)
-        return times[first:], errors.copy(), len(times)
-
-    times, errors, answers = uvloop.run(run())
-    p50, p99 = np.percentile(times, (50, 99)) * 1000
-    found = {"rate": len(times) / seconds, "p50": p50, "p99": p99, "answers": answers, "errors": len(errors)}
-    print(json.dumps(found | {"error": errors[0]} if errors else found))
+def load(file: Path, port: int, clients: int, seconds: float) -> dict[str, Any]:
+    """What clients see that send the same image again and again, each once it has the answer to the one before."""
+    form = b'--b\r\ncontent-disposition: form-data; name="request"; filename="%s"\r\n\r\n%s\r\n--b--\r\n'
+    (script := file.with_suffix(".lua")).write_text(LOAD, encoding="utf-8")
+    (body := file.with_suffix(".form")).write_bytes(form % (file.name.encode(), file.read_bytes()))
+    words = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}", "-s", script, f"http://127.0.0.1:{port}/predict"]
+    environment = {**os.environ, "FORM": str(body)}
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(done.stderr)
 
 
 def limit(path: Path, file: Path, seconds: float) -> None:
     """Print images a second without a server, as JSON."""
     model, data = one_thread(path), file.read_bytes()
 
-    def rate(batch: int, seconds: float) -> float:
-        done, end = [0] * CORES, time.perf_counter() + seconds
+    def rate(threads: int, batch: int, seconds: float) -> float:
+        done, end = [0] * threads, time.perf_counter() + seconds
 
         def work(number: int) -> None:
             while time.perf_counter() < end:
                 found = model.run(np.stack([pixels(model, io.BytesIO(data)) for _ in range(batch)]))[1]
                 done[number] += len([answer(model, row) for row in found])
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(CORES)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
         return sum(done) / seconds
 
-    rates = {batch: rate(batch, 1) for batch in (1, 2, 4, 8, 16, 32)}
+    rates = {way: rate(*way, 1) for way in itertools.product((CORES, CORES + 1), (1, 2, 4, 8, 16, 32))}
     best, before = max(rates, key=rates.__getitem__), time.process_time()
-    found = rate(best, seconds)
-    print(json.dumps({"rate": found, "batch": best, "cpu": 1000 * (time.process_time() - before) / (found * seconds)}))
+    found = rate(*best, seconds)
+    print(json.dumps({"rate": found, "best": best, "cpu": 1000 * (time.process_time() - before) / (found * seconds)}))
 
 
 def usage(session: int) -> tuple[float, float]:
@@ -229,16 +201,11 @@ def usage(session: int) -> tuple[float, float]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, ticks / os.sysconf("SC_CLK_TCK")
 
 
-def child(*words: object) -> dict[str, Any]:
-    """What a process of this file prints."""
-    line = [sys.executable, __file__, *map(str, words)]
-    return json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
-
-
 def measure(server: str, model: Path, file: Path, port: int, clients: int, seconds: float) -> dict[str, Any]:
     """Start a server, load it, end it."""
     if server == "limit":
-        return child("limit", model, file, seconds)
+        words = [sys.executable, __file__, "limit", model, file, str(seconds)]
+        return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     words = ["scripts/serve.py", model, "--port", port] if server == "this server" else [__file__, server, model, port]
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -251,9 +218,9 @@ def measure(server: str, model: Path, file: Path, port: int, clients: int, secon
                 raise SystemExit(f"{server} has ended")
             time.sleep(0.02)
         found = {"started": time.perf_counter() - began, "memory": usage(process.pid)[0]}
-        child("load", file, port, clients, min(seconds, 5))
+        load(file, port, clients, min(seconds, 5))  # warms up
         found["middle"], before = usage(process.pid)
-        found |= child("load", file, port, clients, seconds)
+        found |= load(file, port, clients, seconds)
         found["end"], after = usage(process.pid)
         return found | {"cpu": 1000 * (after - before) / found["answers"]}
     finally:
@@ -268,8 +235,6 @@ def main() -> None:
             serve_fastapi(Path(path), int(port))
         case ["litserve", _, port]:
             serve_litserve(int(port))
-        case ["load", file, port, clients, seconds]:
-            load(Path(file), int(port), int(clients), float(seconds))
         case ["limit", path, file, seconds]:
             limit(Path(path), Path(file), float(seconds))
         case _:

@@ -38,7 +38,8 @@ class Limits:
     max_connections: int = field(default=900, metadata={"help": "clients at once; a process may open 1,024 files"})
     batch_size: int = field(default=8, metadata={"help": "most images that go through the model at once"})
     batch_wait: float = field(default=0.0, metadata={"help": "milliseconds that a batch waits for further images"})
-    threads: int = field(default=os.cpu_count() or 1, metadata={"help": "that decode and run the model"})
+    # One more than cores, so that none is idle while a thread waits for the interpreter.
+    threads: int = field(default=(os.cpu_count() or 1) + 1, metadata={"help": "that decode and run the model"})
 
 
 class Refusal(Exception):
