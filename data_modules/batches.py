@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_modules.errors import OptionError
+from data_modules.files import will_need
 
 Batch = tuple[Tensor, Tensor]  # uint8 images (B, C, H, W) and labels, int64 (B,), or 0 or 1, float32 (B, K)
 
@@ -111,8 +112,15 @@ class BatchLoader:
         first, self._first_batch = self._first_batch, 0
         order = self.order().to(self.images.device)  # at once: at every step it would wait for the GPU
         starts = range(first * self.batch_size, len(self) * self.batch_size, self.batch_size)
-        batches = map(self._cut, (order[start : start + self.batch_size] for start in starts))  # (B,)
         waits = self.images.device.type == "cpu" and self.batch_size * self.images[0].nbytes >= READ_AHEAD
+
+        def cut(start: int) -> Batch:
+            rows = order[start : start + self.batch_size]  # (B,)
+            if waits:
+                will_need(self.images, rows)
+            return self._cut(rows)
+
+        batches = map(cut, starts)
         for batch, images_and_labels in enumerate(one_ahead(batches) if waits else batches, first + 1):
             self.batches_done = batch
             yield images_and_labels

@@ -1,8 +1,11 @@
 """Files that are either complete or not there, downloads that end in one message, memory-mapped arrays."""
 
 import csv
+import ctypes
+import mmap
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -73,6 +76,19 @@ def open_tensor(path: Path) -> "Tensor":
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(array)
+
+
+def will_need(array: "Tensor", rows: "Tensor") -> None:
+    """Let the system read rows of a large file that is mapped into memory, each as a whole and before it is touched.
+
+    Touched page by page, 32 images of 224 px take 12 ms instead of 5, and where the system reads 8 MB at each touch 107
+    instead of 7 (n = 5 and 3; 3 GB in 1.5 GB of memory, a fast disk).
+    """
+    if sys.platform != "win32":
+        libc, size = ctypes.CDLL(None), array[0].nbytes
+        for start in (array.data_ptr() + rows * size).tolist():
+            page = start - start % mmap.PAGESIZE
+            libc.madvise(ctypes.c_void_p(page), ctypes.c_size_t(start + size - page), mmap.MADV_WILLNEED)
 
 
 @contextmanager

@@ -42,9 +42,6 @@ def main(words: list[str]) -> None:
         raise UsageError(f"--host {options.host} --port {options.port}: {error}") from error
     address = f"http://{options.host}:{listener.getsockname()[1]}"
     said = f"{options.model} is served: {address} (a page), {address}/docs. Ctrl-C ends it."
-    # The loop waits less for threads that hold the interpreter: 1 to 5 % more requests than with 5 ms, in each of 4
-    # pairs of 15 s (benchmarks/serve.py --models mobilenet, two cores of an Intel Xeon, Python 3.11).
-    sys.setswitchinterval(0.0005)
     asyncio.run(server.run(listener, lambda: print(said, flush=True)))
 
 

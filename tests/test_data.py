@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import os
+import time
 import warnings
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -19,7 +21,7 @@ from data_modules.base import SPLITS, Arrays, ImageDataModule, Split
 from data_modules.batches import BatchLoader, seeded_generator
 from data_modules.fashion_mnist import FashionMNIST
 from data_modules.fashion_mnist_sample import FashionMNISTSample
-from data_modules.files import atomic_path
+from data_modules.files import atomic_path, open_tensor, will_need
 from data_modules.sampling import stratified_split
 from data_modules.sheets import drawable, font_for, sample_sheet
 
@@ -262,3 +264,27 @@ def test_a_file_in_use_is_replaced_a_moment_later(times: int, tmp_path: Path, mo
     with pytest.raises(PermissionError) if times > 2 else nullcontext(), atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == (["a.txt"] if times == 2 else [])
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system does not say what it holds in memory")
+def test_what_a_batch_needs_of_a_mapped_file_is_read_before_it_is_touched(tmp_path: Path) -> None:
+    size, few = 1 << 20, torch.tensor([40, 50])
+    np.save(path := tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (64, size), np.uint8))
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+        def held(row: int) -> bool:
+            try:
+                return os.preadv(file.fileno(), [bytearray(size)], 128 + row * size, os.RWF_NOWAIT) == size
+            except BlockingIOError:
+                return False
+
+        if any(map(held, few.tolist())):
+            pytest.skip("this folder is in memory")
+        will_need(open_tensor(path), few)
+        for _ in range(100):
+            time.sleep(0.02)
+            if all(map(held, few.tolist())):
+                return
+        pytest.fail("they are still on the disk")

@@ -46,6 +46,7 @@ class NoWaiting(L.Callback):
         f"{SMALL_RESNET} --precision bf16-mixed --channels_last {ALL_AUGMENTATIONS}",
         "--optimizer nesterov --class_weights balanced --ema 0.99",
         "--compile",
+        "--compile reduce-overhead",
     ],
 )
 def test_between_logging_no_step_waits_for_the_gpu(words: str, tmp_path: Path) -> None:

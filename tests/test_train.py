@@ -168,6 +168,17 @@ def test_every_network_goes_through_the_command(net: str, tmp_path: Path, monkey
 # --- flags and files --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with a C++ compiler")
+@pytest.mark.parametrize("mode", ["true", "reduce-overhead"])
+def test_a_compiled_network_learns_the_same(mode: str, tmp_path: Path) -> None:
+    for name, words in {"plain": [], "compiled": ["--compile", mode]}.items():
+        assert train([*FEW, "--run_dir", str(tmp_path / name), *words]) == 0
+    first, second = (rows_of(tmp_path / name / "metrics.csv")[0] for name in ("plain", "compiled"))
+    assert float(second["val_loss"]) == pytest.approx(float(first["val_loss"]), rel=1e-4)
+    assert load_classifier(tmp_path / "compiled" / "checkpoints" / "best.ckpt").class_names
+
+
 def test_flat_and_dotted_flags_mean_the_same(tmp_path: Path, capsys: Said) -> None:
     flat = ["--net", "mlp", "--lr=0.5", "--data", "fashion_mnist", "--batch_size", "3", "--max_epochs", "4"]
     dotted = ["--model.net=mlp", "--model.lr", "0.5", "--data", "data_modules.FashionMNIST", "--data.batch_size=3"]

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from data_modules import DATA_SETS
 from lit_nn.engine.console import CommandParser
@@ -10,6 +10,7 @@ from lit_nn.errors import look_up
 
 HELP = """Each is short for a dotted option, which does as well (--model.lr is --lr). All of them: python -m lit_nn fit
 --help; of a data set: python -m lit_nn fit --data.help NAME; of a network: scripts/inspect_model.py --list"""
+Compile = bool | Literal["reduce-overhead", "max-autotune"]  # the modes of torch.compile; the second takes long
 OTHERS = ("--help", "--print_config", "--model", "--trainer")  # flat names that the LightningCLI has itself
 
 
@@ -20,7 +21,7 @@ class Flag(NamedTuple):
     option: str  # the LightningCLI's dotted name for the same
     default: str  # as shown in the help; of "false" ones the value may be left out
     help: str
-    value_type: type | None = None  # of options that neither the classifier, the data set nor the Trainer has already
+    value_type: Any = None  # of options that neither the classifier, the data set nor the Trainer has already
 
 
 FLAGS = [
@@ -50,7 +51,7 @@ FLAGS = [
     Flag("sync_batchnorm", "trainer.sync_batchnorm", "false", "BatchNorm over the images of all GPUs, not of each"),
     Flag("precision", "trainer.precision", "32-true", "number format: 32-true, bf16-mixed, 16-mixed"),
     Flag("channels_last", "model.channels_last", "false", "order of memory that wide convolutions compute faster in"),
-    Flag("compile", "compile", "false", "compile the network; pays for itself on a GPU or in a long run", bool),
+    Flag("compile", "compile", "false", "compile the network; for a small one on a GPU: reduce-overhead", Compile),
     Flag("flip_in_eval", "model.flip_in_eval", "false", "in use, take each image mirrored too; both: upside down, too"),
     Flag("seed", "seed_everything", "42", "of everything random: weights, split, order, augmentation"),
     Flag("clip_grad", "trainer.gradient_clip_val", "null", "largest norm of the gradient, over all parameters"),

@@ -53,8 +53,9 @@ def running(cli: LitCLI) -> Iterator[None]:
         with FileLock(f"{cli.run_dir}/.lock", timeout=0) if holds else contextlib.nullcontext():
             if cli.stage == "fit":
                 _prepare_training(cli)
-                if cli.config.compile:
-                    cli.model.net.compile()  # in place: the names of its weights stay, no checkpoint knows of it
+                if mode := cli.config.compile:
+                    # In place: the names of its weights stay, no checkpoint knows of it.
+                    cli.model.net.compile(mode=None if mode is True else mode)
             elif changes := cli.datamodule.part_changes():
                 rank_zero_only(print)(changes)
             yield
