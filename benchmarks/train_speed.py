@@ -42,9 +42,9 @@ from data_modules import data_class
 from data_modules.base import ImageDataModule
 from data_modules.batches import BatchLoader
 from data_modules.fashion_mnist import NAMES, FashionMNIST, file
+from data_modules.images.fit import enlarge
 from lit_nn.engine.cli import LitCLI
 from lit_nn.engine.run import running
-from lit_nn.model import fit_to
 from lit_nn.nets import build_net
 
 LR = 1e-3
@@ -161,7 +161,7 @@ class Competition:
         def forward(images: Tensor) -> Tensor:
             x = images.float() / 255
             if size and size != x.shape[-2:]:
-                x = fit_to(x, size)
+                x = enlarge(x, size)
             return net((x - mean) / std)
 
         _wait_for_gpu()
