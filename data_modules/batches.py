@@ -113,21 +113,21 @@ class BatchLoader:
         order = self.order().to(self.images.device)  # at once: at every step it would wait for the GPU
         starts = range(first * self.batch_size, len(self) * self.batch_size, self.batch_size)
         waits = self.images.device.type == "cpu" and self.batch_size * self.images[0].nbytes >= READ_AHEAD
-
-        def cut(start: int) -> Batch:
-            rows = order[start : start + self.batch_size]  # (B,)
-            if waits:
-                will_need(self.images, rows)
-            return self._cut(rows)
-
-        batches = map(cut, starts)
+        batches = (self._cut(order[start : start + self.batch_size], waits) for start in starts)  # rows (B,)
         for batch, images_and_labels in enumerate(one_ahead(batches) if waits else batches, first + 1):
             self.batches_done = batch
             yield images_and_labels
 
-    def _cut(self, rows: Tensor) -> Batch:
-        # index_select copies whole images; the general indexing of images[rows] takes about ten times as long.
-        images, labels = self.images.index_select(0, rows), self.labels.index_select(0, rows)  # (B, C, H, W), (B,)
+    def _cut(self, rows: Tensor, in_thread: bool = False) -> Batch:
+        if in_thread:
+            will_need(self.images, rows)
+            # By numpy: torch would start a second team of threads for this one, which the first would wait for; to cut
+            # and augment 128 images of 256 px then takes 256 ms instead of 92 (n = 4, two cores of an Intel Xeon).
+            images = torch.from_numpy(self.images.numpy().take(rows.numpy(), 0))  # (B, C, H, W)
+        else:
+            # Copies whole images; the general indexing of images[rows] takes about ten times as long.
+            images = self.images.index_select(0, rows)
+        labels = self.labels.index_select(0, rows)  # (B,)
         return (images.pin_memory(), labels.pin_memory()) if self.pin_memory else (images, labels)
 
     def state_dict(self) -> dict[str, Any]:
