@@ -41,11 +41,11 @@ docs: $(VENV)/installed-docs
 bench: $(VENV)/installed-dev
 	@mkdir -p build
 	@printf '# Results\n\nWritten by `make bench`.\n\n' > build/RESULTS.md
-	$(BIN)/python benchmarks/train_speed.py --how by_hand >> build/RESULTS.md
+	$(BIN)/python benchmarks/train_speed.py --net mlp lenet resnet9 --how by_hand >> build/RESULTS.md
 	$(BIN)/python benchmarks/train_speed.py --net lenet --rounds 3 >> build/RESULTS.md
 	$(BIN)/python benchmarks/data_path.py >> build/RESULTS.md
 	$(BIN)/python benchmarks/augment.py >> build/RESULTS.md
-	$(BIN)/python benchmarks/scaling.py >> build/RESULTS.md
+	$(BIN)/python benchmarks/scaling.py --rounds 3 >> build/RESULTS.md
 	$(BIN)/python benchmarks/startup.py >> build/RESULTS.md
 	$(BIN)/python benchmarks/growth.py --rounds 1 >> build/RESULTS.md
 	mv build/RESULTS.md benchmarks/RESULTS.md
