@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from test_export import save_checkpoint
 
 from data_modules import FashionMNISTSample
-from data_modules.images.decode import ImageError, read_file
+from data_modules.images.decode import ImageError, decoding_threads, read_file
 from lit_nn.checkpoint import load_classifier
 from lit_nn.errors import UsageError
 from lit_nn.trained.predict import OPENERS, predict
@@ -241,6 +241,20 @@ print(lit_nn.predict(lit_nn.load_classifier("model.ckpt"), "images/0.png")[0].la
     *lines, label = done.stdout.splitlines()
     assert len(lines) == 8
     assert label in lines[0]
+
+
+def test_large_files_are_decoded_in_threads_with_the_same_answers(
+    in_folder: Path, tmp_path: Path, capsys: Said
+) -> None:
+    for number in range(5):
+        noise = np.random.default_rng(number).integers(0, 256, (150, 150, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+    (paths := sorted(tmp_path.iterdir()))[2].write_bytes(paths[2].read_bytes()[:9000])
+    assert decoding_threads(paths) == os.cpu_count()
+    assert decoding_threads(sorted(Path("images").glob("*.png"))) == 1
+    alone = [as_json(["model.onnx", str(path)], capsys, status=int(path == paths[2]))[0] for path in paths]
+    assert as_json(["model.onnx", str(tmp_path)], capsys, status=1) == alone
+    assert ["error" in item for item in alone] == [False, False, True, False, False]
 
 
 @pytest.mark.slow
