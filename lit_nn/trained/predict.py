@@ -209,9 +209,7 @@ def open_onnx(path: Path, threads: int = 0) -> Model:
     onnxruntime.set_default_logger_severity(3)  # errors only
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # busy waiting would slow decoding
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # busy waiting would slow decoding
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     run: Run = lambda images: session.run(["logits", "probabilities"], {"pixels": images})  # noqa: E731
     any_size = isinstance(session.get_inputs()[0].shape[2], str)  # the name of a size that is free
