@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -256,13 +257,16 @@ def test_all_at_once_is_one_by_one(change: Callable[..., Tensor]) -> None:
     """Other devices than the CPU get the whole batch."""
     images, numbers = smooth(20, 3, 24, 30), torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
     images[0] = 3  # of one level
-    values, *size = {
-        photographs.recolour: (2 * numbers[:, :3],),
-        photographs.erase: ((20 * numbers[:, :4]).long(),),
-        photographs.oblique: (numbers.view(20, 2, 3), (10, 12)),
+    values = {
+        photographs.recolour: photographs.colour_maps(2 * numbers[:, :3], 3),
+        photographs.erase: ((40 * numbers[:, :4]).long() - 10,),
+        photographs.oblique: (numbers.view(20, 2, 3),),
     }.get(change, (2 * numbers[:, 0] - 1,))
-    each = [change(images[row : row + 1], values[row : row + 1], *size) for row in range(20)]
-    assert_close(change(images, values, *size), torch.cat(each), 1)
+    if change is photographs.oblique:
+        change = partial(change, size=(10, 12))
+    each = [change(images[row : row + 1], *(value[row : row + 1] for value in values)) for row in range(20)]
+    at_once = photographs.paint_all if change is photographs.erase else change
+    assert_close(at_once(images, *values), torch.cat(each), 1)
 
 
 def test_all_devices_resize_alike() -> None:
