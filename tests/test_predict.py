@@ -23,7 +23,7 @@ from data_modules import FashionMNISTSample
 from data_modules.images.decode import ImageError, decoding_threads, read_file
 from lit_nn.checkpoint import load_classifier
 from lit_nn.errors import UsageError
-from lit_nn.trained.predict import OPENERS, predict
+from lit_nn.trained.predict import OPENERS, keep_memory, predict
 
 main, evaluate, export = script("predict"), script("evaluate"), script("export")
 
@@ -255,6 +255,19 @@ def test_large_files_are_decoded_in_threads_with_the_same_answers(
     alone = [as_json(["model.onnx", str(path)], capsys, status=int(path == paths[2]))[0] for path in paths]
     assert as_json(["model.onnx", str(tmp_path)], capsys, status=1) == alone
     assert ["error" in item for item in alone] == [False, False, True, False, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_that_tensors_free_is_taken_again() -> None:
+    resource = pytest.importorskip("resource")
+    keep_memory()
+    sizes = torch.randint(1 << 23, 1 << 24, (20, 3), generator=torch.Generator().manual_seed(0))  # 32 to 64 MB
+    for number, row in enumerate(sizes.tolist()):
+        if number == 10:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        _ = [torch.ones(size) for size in row]
+    pages = 4 * sizes[10:].sum().item() / resource.getpagesize()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages / 10
 
 
 @pytest.mark.slow

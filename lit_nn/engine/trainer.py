@@ -22,6 +22,7 @@ from lit_nn.engine.configuration import plain_options
 from lit_nn.engine.option_checks import check_processes, refuse
 from lit_nn.engine.resume import RunState, SafeCheckpointIO
 from lit_nn.errors import UsageError, brief
+from lit_nn.trained.predict import keep_memory
 
 if TYPE_CHECKING:
     from lit_nn.engine.cli import LitCLI
@@ -78,6 +79,7 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
     # Lightning's own handling of signals would end a test in silence, with exit status 0, and requeue SLURM's jobs. In
     # a training `Checkpoints` does it; anywhere else nothing is to be saved, and they do what they always do.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    keep_memory()
     if trainer.strategy.root_device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
         torch.set_float32_matmul_precision("high")  # TF32, which torch's convolutions take anyway
     if given["accelerator"] == "auto" and shutil.which("nvidia-smi") and not torch.cuda.is_available():
