@@ -39,8 +39,8 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two classes of 20 images, 48 pixels high and 64 wide: bright to the left, or to the right."""
-    for seed in range(40):
+    """Two classes of 50 images, 48 pixels high and 64 wide: bright to the left, or to the right."""
+    for seed in range(100):
         pixels = np.asarray(noise(seed, 48, 64)) // 2
         pixels[:, 32 * (seed % 2) :][:, :32] += 100
         path = tmp_path / "photos" / ("left", "right")[seed % 2] / f"{seed // 2}.png"
@@ -204,7 +204,7 @@ def test_kept_features_give_what_the_whole_network_gives(views: str, photos: Pat
     run = finished([*words, "--max_epochs", "1", "--lr", "0.01"], tmp_path / "run")
     (file,) = (tmp_path / "cache").glob("features-*.npy")
     kept, made = torch.from_numpy(np.load(file)), file.stat().st_mtime_ns
-    assert kept.shape == (40, {"false": 1, "true": 2, "both": 4}[views], 512)
+    assert kept.shape == (100, {"false": 1, "true": 2, "both": 4}[views], 512)
     assert kept.dtype == torch.float16
     model = load_classifier(run / "checkpoints" / "best.ckpt")
     (images,) = (torch.from_numpy(np.load(path)) for path in (tmp_path / "cache").glob("photos-*.npy"))
@@ -262,7 +262,7 @@ def test_the_fit_of_the_training_is_that_of_the_answers(fit: str, photos: Path, 
     (cached,) = (np.load(path) for path in (tmp_path / "cache").glob("photos-*.npy"))  # (N, C, H, W), in their order
     whole = torch.stack([torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1) for file in files])
     with torch.no_grad():
-        answers, expected = model(whole), model(torch.from_numpy(cached[:20]))
+        answers, expected = model(whole), model(torch.from_numpy(cached[:50]))
     assert (answers - expected).abs().max() < 0.02 * expected.abs().max()  # the cache keeps whole levels
 
 
