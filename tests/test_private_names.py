@@ -39,6 +39,8 @@ def uses(module: str) -> Iterator[tuple[int, str]]:
     theirs = set() if module.startswith("scripts") else inherited(module)
     for token in tokenize.generate_tokens(io.StringIO(TEXTS[module]).readline):
         name = token.string.strip("\"'")
+        if token.type not in (tokenize.NAME, tokenize.STRING):
+            continue  # parts of an f-string, which are tokens from Python 3.12 on
         if re.fullmatch(NAME, name) and (name not in OWN or name in theirs):
             yield token.start[0], name
 
