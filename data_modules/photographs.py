@@ -74,10 +74,8 @@ def oblique(images: Tensor, maps: Tensor, size: Size) -> Tensor:
     """Sample each image where its map says, mirrored beyond its edges, (B, C, *size)."""
     # Where images are larger than the result, the mean of several samples: what is too fine must not turn into noise.
     finer = max(1, round(images.shape[2] / size[0]), round(images.shape[3] / size[1]))
-    y, x = (torch.arange(1 - n, n, 2, device=maps.device) / n for n in (finer * size[0], finer * size[1]))  # -1 to 1
-    across, down, middle = maps.mT[..., None, None].unbind(1)  # (B, 2, 1, 1) each: F.affine_grid in half the time
-    grid = across * x + (down * y[:, None] + middle)  # (B, 2, H, W)
-    samples = F.grid_sample(images.float(), grid.permute(0, 2, 3, 1), padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(maps, [len(images), 1, finer * size[0], finer * size[1]], align_corners=False)
+    samples = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
     return to_pixels(F.avg_pool2d(samples, finer) if finer > 1 else samples)
 
 
@@ -95,7 +93,7 @@ def colour_maps(factors: Tensor, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def recolour(images: Tensor, own: Tensor, of_mean: Tensor) -> Tensor:
-    """Change the colours of each image by its two matrices of `colour_maps`."""
+    """Change the colours of each image by its two matrices of `colour_maps`, (B, C, C) each."""
     pixels = images.flatten(2).float()  # (B, C, HW)
     return to_pixels(torch.baddbmm(of_mean @ pixels.mean(2, keepdim=True), own, pixels)).view_as(images)
 
@@ -107,6 +105,7 @@ def by_channel(images: Tensor) -> Tensor:
 
 def sharpness(images: Tensor, strengths: Tensor) -> Tensor:
     """Take the difference of a pixel from those around it away, or double it."""
+    # With sums of slices, because the convolution of torchvision's adjust_sharpness takes several times as long.
     pixels, inner = images.float(), (..., slice(1, -1), slice(1, -1))
     lines = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
     around = lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:]  # sums of 3 x 3 pixels

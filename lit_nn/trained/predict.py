@@ -207,9 +207,9 @@ def quiet() -> Iterator[None]:
 def keep_memory() -> None:
     """Let this process keep the memory that tensors free, for the next ones, up to 2 GB.
 
-    glibc would give it back and ask for it again, page by page, at every layer. With EfficientNet-Lite0 at 224 px, bf16
-    and two cores, a training step of 16 images takes 0.75 s instead of 0.90, and logits of 128 images in four views
-    6.5 s instead of 14.2 (medians of 3, alternating; Intel Xeon, torch 2.15.0).
+    glibc would give it back and ask for it again, page by page, at every layer. With the command of docs/photos.md,
+    EfficientNet-Lite0 and ``--augment flip,brightness_contrast`` a step takes 0.75 s, not 0.90, and `Model.run` of
+    128 images, in four views, 6.5 s, not 14.2 (medians of 3, alternating; two cores of an Intel Xeon).
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
         # What malloc.h calls M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD.
