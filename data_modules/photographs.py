@@ -74,8 +74,10 @@ def oblique(images: Tensor, maps: Tensor, size: Size) -> Tensor:
     """Sample each image where its map says, mirrored beyond its edges, (B, C, *size)."""
     # Where images are larger than the result, the mean of several samples: what is too fine must not turn into noise.
     finer = max(1, round(images.shape[2] / size[0]), round(images.shape[3] / size[1]))
-    grid = F.affine_grid(maps, [len(images), 1, finer * size[0], finer * size[1]], align_corners=False)
-    samples = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+    y, x = (torch.arange(1 - n, n, 2, device=maps.device) / n for n in (finer * size[0], finer * size[1]))  # -1 to 1
+    across, down, middle = maps.mT[..., None, None].unbind(1)  # (B, 2, 1, 1) each
+    grid = across * x + (down * y[:, None] + middle)  # (B, 2, H, W); F.affine_grid makes all of this a seventh slower
+    samples = F.grid_sample(images.float(), grid.permute(0, 2, 3, 1), padding_mode="reflection", align_corners=False)
     return to_pixels(F.avg_pool2d(samples, finer) if finer > 1 else samples)
 
 
