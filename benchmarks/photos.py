@@ -28,9 +28,10 @@ def main() -> None:
     parser.add_argument("--weights", default="default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", default="6", help="of fine-tuning")
+    parser.add_argument("--fit", nargs="*", default=["crop", "pad", "squash"])
     parser.add_argument("--augment", nargs="*", default=AUGMENTATIONS)
     options, further = parser.parse_known_args()
-    ways = [("photos_minute", ["--fit", fit]) for fit in ("crop", "pad", "squash")]
+    ways = [("photos_minute", ["--fit", fit]) for fit in options.fit]
     ways += [("photos_best", ["--augment", names, "--max_epochs", options.epochs]) for names in options.augment]
     rows = []
     for recipe, words in ways:
