@@ -40,7 +40,7 @@ docs: $(VENV)/installed-docs
 
 bench: $(VENV)/installed-dev
 	@mkdir -p build
-	@printf '# Results\n\nWritten by `make bench`.\n\n' > build/RESULTS.md
+	@printf '# Results\n\nEach part is what the command in it printed; `make bench` runs them.\n\n' > build/RESULTS.md
 	$(BIN)/python benchmarks/train_speed.py --net mlp lenet resnet9 --how by_hand >> build/RESULTS.md
 	$(BIN)/python benchmarks/train_speed.py --net lenet --rounds 3 >> build/RESULTS.md
 	$(BIN)/python benchmarks/data_path.py >> build/RESULTS.md

@@ -186,10 +186,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(project: Path) -> Path:
-    """The finished and exported run that some of the commands start from."""
+    """The finished and exported run that some of the commands start from; others start from its copy, runs/photos."""
     folder = project / "runs" / "mine"
     assert script("train")(["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(folder)]) == 0
     assert script("export")(["--format", "onnx", str(folder / "checkpoints" / "best.ckpt")]) == 0
+    shutil.copytree(folder, folder.with_name("photos"))
     return folder
 
 

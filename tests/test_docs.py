@@ -35,6 +35,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken_links(page) == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_training_is_typed_into_the_folder_of_another(page: Path) -> None:
+    trainings = [line for line in commands(page) if "scripts/train.py" in line and "--resume" not in line]
+    folders = [line.split("--run_dir ")[1].split()[0] for line in trainings if "--run_dir " in line]
+    assert len({*folders}) == len(folders), folders
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.stem not in ELSEWHERE and snippets(page)], ids=lambda page: page.stem
 )
