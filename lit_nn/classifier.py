@@ -134,6 +134,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     ) -> "LitClassifier":
         """Load a classifier as Lightning does it (in train mode), after the checks of `load_classifier`."""
         load_classifier(checkpoint_path, kwargs.get("net"))
+        kwargs["weights"] = "none"  # a file that names some was not made here
         return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **kwargs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

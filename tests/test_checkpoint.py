@@ -332,6 +332,44 @@ def test_settings_in_a_checkpoint_choose_no_classes(
     assert [file.name for file in tmp_path.iterdir()] == ["hostile.ckpt"]
 
 
+POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": "touch hacked", "shell": True}}
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({}, {"net_args": {"hidden": POPEN}}),
+        ({}, {"backbone_lr": json.dumps(POPEN)}),
+        ({"optimizer_args": {"x": [json.dumps({"y": json.dumps(POPEN)})]}}, {}),
+        ({"optimizer_args": "run/evil.yaml"}, {}),
+        ({"net": "run/evil.yaml"}, {}),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_network_starts_nothing(
+    options: dict[str, Any], arguments: dict[str, Any], tmp_path: Path, monkeypatch: Patch, refused: Refused
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/evil.yaml").write_text(json.dumps(POPEN), encoding="utf-8")
+    settings = {**SETTINGS, "model": SETTINGS["model"] | options}
+    torch.save(changed({"settings": settings, ARGUMENTS: arguments}), "hostile.ckpt")
+    with doing() as events:
+        refused(train, ["--resume", "hostile.ckpt", "--max_epochs", "3", *FEW], 1, 2)
+    assert not [event for event in events if event.startswith("subprocess")]
+    assert not Path("hacked").exists()
+
+
+def test_weights_that_a_checkpoint_names_are_not_read(tmp_path: Path) -> None:
+    torch.save(changed({ARGUMENTS: {"weights": str(tmp_path / "nowhere.pth")}}), path := tmp_path / "a.ckpt")
+    assert LitClassifier.load_from_checkpoint(path).account == ""
+
+
+def test_a_file_with_the_name_of_a_network_is_not_read(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lenet").write_text("class_path: this.Net", encoding="utf-8")
+    assert train(["--net", "lenet", "--fast_dev_run", "--accelerator", "cpu"]) == 0
+
+
 def test_settings_in_a_checkpoint_choose_no_folder(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = torch.load(STORED / f"format{CHECKPOINT_FORMAT}.ckpt", weights_only=True)

@@ -26,6 +26,14 @@ from lit_nn.errors import UsageError
 DESCRIPTION = ("class_names", "image_shape", "mean", "std", "levels", "fit", "multi_label")
 
 
+class Parser(LightningArgumentParser):
+    """Lightning's, but the value of an option is never a file: with one called lenet, --net lenet would be that."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the arguments of a class."""
+        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
+
+
 class LitCLI(LightningCLI):
     """Data module, classifier and Trainer of a stage: fit, validate, test, predict. UsageError if that cannot be done.
 
@@ -54,6 +62,7 @@ class LitCLI(LightningCLI):
                 LitClassifier,
                 ImageDataModule,
                 subclass_mode_data=True,
+                parser_class=Parser,
                 save_config_callback=None,  # `running` writes it into the run folder
                 trainer_defaults={"max_epochs": 20, "num_sanity_val_steps": 0, "enable_model_summary": False},
                 seed_everything_default=42,

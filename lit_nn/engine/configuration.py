@@ -103,11 +103,16 @@ def plain_settings(checkpoint: dict[str, Any], path: Path, trusted: bool) -> dic
     except yaml.YAMLError as error:
         raise UsageError(f"the settings in {path} are not those of a run: {brief(error)}") from error
     settings = known_options(settings)
-    for group, name, value in [*_classes(settings)]:
+    # What the run began with is not asked for again: the checkpoint has the weights, and what belongs to them.
+    its = checkpoint["hyper_parameters"]
+    own = {"weights": "none", **{name: its[name] for name in ("net_args", "backbone_lr") if name in its}}
+    for group, name, value in [*_classes(settings), *_classes({"data": {}, "model": own, "trainer": {}})]:
         if not trusted:
             text = "a checkpoint chooses no classes. If you trust it, say so by --config RUN_DIR/config.yaml"
             raise UsageError(f"{path} names {value} for {group}.{name}; {text}")
-        settings[group].pop(name)
+        for place in (settings[group], own):
+            place.pop(name, None)
+    settings["model"] |= own
     return settings
 
 
@@ -129,9 +134,22 @@ def _classes(settings: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
                 chosen = value is not None and not isinstance(value, bool)
             else:
                 is_word = name not in ("accelerator", "strategy", "profiler", "net") or re.fullmatch(word, str(value))
-                chosen = not is_word or "class_path:" in yaml.safe_dump(value)
+                chosen = not is_word or _names_class(value)
             if chosen:
                 yield group, name, value
+
+
+def _names_class(value: Any) -> bool:
+    """Whether the parser would find a class in a value; it reads text as YAML, too."""
+    if isinstance(value, dict):
+        return "class_path" in value or any(map(_names_class, value.values()))
+    if isinstance(value, str):
+        try:
+            content = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return False
+        return content != value and _names_class(content)
+    return isinstance(value, list) and any(map(_names_class, value))
 
 
 def flat(options: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

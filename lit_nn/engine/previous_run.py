@@ -20,6 +20,10 @@ from lit_nn.engine.console import rank
 from lit_nn.engine.option_checks import refuse
 from lit_nn.errors import UsageError, other_classes
 
+# Of what older versions did not save.
+DEFAULTS = {"monitor": "val_acc", "fit": "crop", "backbone_lr": 1.0, "freeze_epochs": 0}
+BUFFERS = ("amsgrad", "centered", "momentum")  # arguments of optimizers that need a number more for each weight
+
 
 class StartingPoint:
     """Where a stage begins: with nothing, or with the checkpoint that ``--ckpt_path`` continues, validates or tests.
@@ -45,18 +49,19 @@ class StartingPoint:
             self.settings = settings_of_data(self.checkpoint, self.path)
             return
         self.settings = plain_settings(self.checkpoint, self.path, trusted="config" in given)
-        # What the run began with is not asked for again: the checkpoint has the weights, and what belongs to them.
-        its = self.checkpoint["hyper_parameters"]
-        own = {"weights": "none", **{name: its[name] for name in ("net_args", "backbone_lr") if name in its}}
-        for settings in (self.settings, self.checkpoint["settings"]):
-            settings["model"].update(own)
+        self.checkpoint["settings"]["model"] |= self.settings["model"]
 
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""
-        before, now = {"monitor": "val_acc", **self.checkpoint["hyper_parameters"]}, classifier.hparams
+        before, now = {**DEFAULTS, **self.checkpoint["hyper_parameters"]}, classifier.hparams
         plateau = "plateau" in (before.get("schedule"), now["schedule"])
-        other = [name for name in ("net", "optimizer", "monitor") if before.get(name) != now[name]]
-        other += ["schedule"] if plateau and before.get("schedule") != now["schedule"] else []
+        names = ["net", "net_args", "fit", "flip_in_eval", "optimizer", "monitor"]
+        other = [name for name in names + ["schedule"] * plateau if (before.get(name) or None) != (now[name] or None)]
+        # Of the body's parameters, whether they have a rate of their own, and whether they are trained at all.
+        groups = [(h["backbone_lr"] != 1 or h["freeze_epochs"] != 0, h["freeze_epochs"] == -1) for h in (before, now)]
+        other += ["freeze_epochs" if groups[0][1] != groups[1][1] else "backbone_lr"] * (groups[0] != groups[1])
+        kept = [{name for name in BUFFERS if (h.get("optimizer_args") or {}).get(name)} for h in (before, now)]
+        other += ["optimizer_args"] * (kept[0] != kept[1])
         cases = [f"--{name} {now[name]} cannot go on from {before.get(name)}; leave it out" for name in other]
         same_kind = before.get("multi_label", False) == now["multi_label"]
         if others := other_classes(before["class_names"], now["class_names"], same_kind):
@@ -131,7 +136,7 @@ def rebuild(checkpoint: dict[str, Any], data: ImageDataModule) -> LitClassifier:
     text = f"{type(data).__name__} has {what}; choose other data with --data, --data_dir, --data.image_size"
     refuse(others or shape != trained_on, text)
     build_model(arguments, tensors)  # says what does not fit, before any memory is taken
-    classifier = LitClassifier(**arguments)
+    classifier = LitClassifier(**{**arguments, "weights": "none"})  # a file that names some was not made here
     classifier.load_state_dict(tensors)
     return classifier
 
