@@ -47,7 +47,11 @@ class ImageStream(ImageDataModule):
         require("window", window, window >= 1, "at least 1")
         require("workers", workers, workers is None or workers >= 0, "at least 0")
         require("on_device", self.on_device, not self.on_device, "left out: a stream is not kept")
-        require("val_fraction", self.val_fraction, self.val_fraction == 0.1, "left out: the shards have their parts")
+        for name, own, is_default in (
+            ("val_fraction", self.val_fraction, self.val_fraction == 0.1),
+            ("folds", options.get("folds"), not options.get("folds")),
+        ):
+            require(name, own, is_default, "left out: the shards have their parts")
         self.window, self.workers, self.cache_bytes = window, workers, cache_gb * 1e9
         self._store = Store(self.data_dir)
         try:
@@ -76,7 +80,7 @@ class ImageStream(ImageDataModule):
     def load(self, split: Split) -> Arrays:
         """Labels of a part, and its images, which are read when they are asked for."""
         known = (self.known_parts or {}).get("shards")
-        if known is not None and known.item() != self._sum:
+        if self.known_parts and (known is None or known.item() != self._sum):
             raise DataError(f"{self.data_dir} holds other shards than those of this run, and maybe other parts")
         images: Any = Shards(self._store, split, self._index, self._cache, self.cache_bytes)
         name = f"{split}/labels.npy"

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import unicodedata
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,7 +66,7 @@ class ImageTable(ImageFiles):
         by_column = not {",", "*"}.isdisjoint(label)
         self._patterns = label.split(",") if by_column else []  # of the names of the columns of 0 and 1
         self._places, self._classes = dict[str, int](), dict[str, int]()  # of the columns, and of those of 0 and 1
-        self._seen = dict[str | float, tuple[str, int]]()  # each file, and each label that is a number: text and row
+        self._seen = dict[str | Decimal, tuple[str, int]]()  # each file, and each label that is a number: text and row
         self.multi_label = by_column or delimiter != ""
         require("delimiter", delimiter, not (by_column and delimiter), "left out: each class has a column")
         several = "shuffled or weighted where images have several labels; in the loss: --class_weights balanced"
@@ -130,7 +131,7 @@ class ImageTable(ImageFiles):
         wrong += [f" has the label {label} twice" for label in labels if labels.count(label) > 1]
         for label in labels:
             if re.fullmatch(r"[+-]?\d+(\.\d*)?", label):  # 1, 1.0 and 01 are one class, or a mistake
-                text, first = self._seen.setdefault(float(label), (label, row))
+                text, first = self._seen.setdefault(Decimal(label), (label, row))
                 wrong += [f": label {label} is {text} in row {first}; write it in one way"] if text != label else []
         return image | {"labels": labels}, wrong
 

@@ -156,5 +156,10 @@ def test_no_image_that_was_trained_on_is_tested(tmp_path: Path, capsys: Said) ->
         assert main([str(tmp_path / words[0]), *words[1:]]) == 0
         assert "2 new" in capsys.readouterr().out
         assert json.loads((tmp_path / f"{words[0]}-report" / "metrics.json").read_text())["images"] == len(rows)
+    files = [f"{path},{path.parent.name}\n" for path in sorted(Path(place).rglob("*.png"))]
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(files), encoding="utf-8")
+    images, _, rows = data_of(open_model(path), "image_table", None, str(tmp_path / "labels.csv")).split("test")
+    assert len(rows)
+    assert not trained & {images[row].numpy().tobytes() for row in rows}  # whatever names the same images
     assert main([str(tmp_path / "a.onnx")]) == 1
     assert capsys.readouterr().err.startswith("error: the model does not say where its images lie: give --data_dir")

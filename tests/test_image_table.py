@@ -252,6 +252,12 @@ def test_one_message_for_a_mistake(words: str, status: int, message: str, cells:
     assert not Path("run").exists()
 
 
+def test_long_numbers_are_classes_of_their_own(cells: Cells) -> None:
+    names = ["10000000000000000", "10000000000000001"]  # one number in floating point
+    rows = [[row[0], names[number % 2]] for number, row in enumerate(cells[1:])]
+    assert ImageTable(write([cells[0], *rows])).class_names == names
+
+
 def test_missing_files_can_be_left_out(cells: Cells) -> None:
     data = ImageTable(write([*cells, ["no.png", "ant"]]), on_error="skip")
     with pytest.warns(DataNote, match=r"1 of 41 images in pics cannot be read:\n  no.png: No such file"):

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import shlex
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from resume_runs import assert_resumes_exactly, stopped_and_continued
 from snippets import commands
 
 from data_modules.base import SPLITS, Split
+from data_modules.errors import DataError
 from data_modules.image_folder import ImageFolder
 from data_modules.image_stream import ImageStream
 from data_modules.images import store
@@ -201,6 +203,10 @@ def test_a_writer_that_was_killed_goes_on(images: Path, tmp_path: Path, monkeypa
     wrote.clear()
     assert prepare(line) == 0
     assert wrote == []
+    shutil.rmtree(broken)
+    wrote += ["more"] * 8  # the disk has room now
+    assert prepare(line) == 0
+    assert sorted(path.name for path in broken.rglob("*")) == sorted(path.name for path in Path(whole).rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,7 @@ def test_a_writer_that_was_killed_goes_on(images: Path, tmp_path: Path, monkeypa
         ("--data.sampling balanced", 2, "sampling is balanced; it must be shuffled"),
         ("--data.on_device true", 2, "on_device is True; it must be left out: a stream is not kept"),
         ("--data.val_fraction 0.2", 2, "val_fraction is 0.2; it must be left out"),
+        ("--data.folds 5", 2, "folds is 5; it must be left out: the shards have their parts"),
         ("--data.fit pad", 2, "fit is pad; it must be crop, as in the shards"),
         ("--data.window 0", 2, "window is 0; it must be at least 1"),
         ("--data_dir nowhere", 1, "nowhere holds no complete shards"),
@@ -216,6 +223,15 @@ def test_a_writer_that_was_killed_goes_on(images: Path, tmp_path: Path, monkeypa
 )
 def test_what_cannot_be_done_is_said(words: str, status: int, message: str, shards: Path, refused: Refused) -> None:
     assert message in refused(train, of(shards, words), status)
+
+
+def test_a_run_of_image_files_does_not_go_on_with_shards(shards: Path, images: Path) -> None:
+    stream, folder = ImageStream(str(shards)), ImageFolder(str(images))
+    stream.known_parts, folder.known_parts = ImageFolder(str(images)).parts(), stream.parts()
+    with pytest.raises(DataError, match="holds other shards"):
+        stream.split("train")
+    with pytest.raises(DataError, match="not trained on image files"):
+        folder.split("train")
 
 
 def test_a_damaged_shard_is_said(images: Path, tmp_path: Path, refused: Refused) -> None:

@@ -260,6 +260,10 @@ class ImageFiles(ImageDataModule):
         return np.column_stack([images.digests, labels, [fingerprints[name] for name in groups]])
 
     def _parts(self, name: Split) -> Parts:
+        if self.known_parts and not self._known:
+            raise DataError(
+                f"this run was not trained on image files as those in {self.data_dir}; choose its own --data"
+            )
         listing, lists, marks, labels = self._listing, self._known, self._marks, self._labels
         folders = np.array([SPLITS.index(split) for split in listing.splits])  # (N,), as the user laid them out
         seed, (val, test, *fold) = self._cut()

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import tempfile
 import time
 import zlib
@@ -67,7 +68,9 @@ def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dic
             there = json.loads(store.read("images.json"))
             if there.get("key") == index["key"]:
                 return there
-        if not notes.exists() and not store.is_empty():
+        if store.is_empty():
+            shutil.rmtree(notes, ignore_errors=True)  # of shards that somebody has deleted
+        elif not notes.exists():
             raise DataError(f"{out} is not empty, and holds no part of these shards; give another place to --shards")
         notes.mkdir(exist_ok=True)
         index["parts"] = {}
@@ -81,6 +84,7 @@ def write_shards(data: ImageFiles, out: str, kind: str, megabytes: float) -> dic
             sums = [[shard["chunk"]["chunk_bytes"], shard["crc32"]] for shard in shards]
             index["parts"][split] = {"images": len(rows), "counts": counts, "shards": sums}
         store.write("images.json", json.dumps(index).encode())
+        shutil.rmtree(notes)
     return index
 
 

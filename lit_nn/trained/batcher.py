@@ -137,8 +137,8 @@ class Batcher:
                     return Refusal(
                         413, f"The image has {count:,} pixels; at most {self.limits.max_pixels:,} are taken."
                     )
-                _, height, width = self.model.image_shape
-                image.draft(None, (2 * width, 2 * height))  # a JPEG far larger than needed, at a part of its size
+                side = 2 * max(self.model.image_shape[1:])
+                image.draft(None, (side, side))  # a JPEG far larger than needed, at a part of its size
                 return self.big.submit(self.model.pixels, image).result() if count > BIG else self.model.pixels(image)
         except UnidentifiedImageError:
             return Refusal(415, f"The file is not an image in {', '.join(FORMATS)}." if file else "The file is empty.")

@@ -47,7 +47,7 @@ def data_of(
         if issubclass(cls, ImageFiles) and "data_dir" not in options and not table:
             raise DataError("the model does not say where its images lie: give --data_dir FOLDER")
         data = cls(**options)
-        if name == own:
+        if name == own or (own and issubclass(cls, ImageFiles) and issubclass(data_class(own), ImageFiles)):
             data.known_parts = {part: torch.from_numpy(known.copy()) for part, known in model.parts.items()}
         same_kind = model.multi_label == data.multi_label
         shape, others = tuple(data.image_shape), other_classes(model.class_names, data.class_names, same_kind)
