@@ -1,4 +1,4 @@
-"""Search for the options with the best validation accuracy; --help lists the options, docs/sweep.md explains them.
+"""Search for the options with the best result of the validation; --help lists the options, docs/sweep.md explains them.
 
 Each choice of Optuna's, a trial, is ``python -m lit_nn fit`` in a process of its own. A search holds its trial's lock,
 which the system takes away from the dead; the next search that finds a trial neither finished nor locked continues it.
@@ -21,11 +21,14 @@ import yaml
 from filelock import FileLock, Timeout
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from data_modules.files import write_csv
 from lit_nn.engine.console import CommandParser, command, print_table
 from lit_nn.errors import UsageError, options_of
+
+MODES = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 
 
 def read_space(path: Path) -> dict[str, Any]:
@@ -50,22 +53,22 @@ def read_space(path: Path) -> dict[str, Any]:
 
 
 def check(space: dict[str, Any], fixed: list[str]) -> Any:
-    """Build, but do not train, every choice and both ends of every range; gives all options, or raises UsageError."""
+    """Build, but do not train, every choice and both ends of every range; gives the last one, or raises UsageError."""
     from lit_nn.engine.cli import LitCLI  # only now: it imports Lightning, which takes seconds
 
     ends = [[f"--{o}={v}" for v in getattr(d, "choices", None) or (d.low, d.high)] for o, d in space.items()]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # or it says the same of every Trainer
     for number in range(max([1, *map(len, ends)])):
         built = LitCLI("fit", [*fixed, *(words[number % len(words)] for words in ends)])
-    return built.config
+    return built
 
 
-def open_study(folder: Path, search: str, epochs: int) -> optuna.Study:
+def open_study(folder: Path, search: str, epochs: int, mode: str) -> optuna.Study:
     """Begin the study of a folder, or open it; UsageError if it is of another search."""
     folder.mkdir(parents=True, exist_ok=True)
     journal = str(folder / "study.journal")
     storage = optuna.storages.JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal)))
-    study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True, direction="maximize")
+    study = optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True, direction=MODES[mode])
     # A run is judged after a quarter of its epochs, when its learning rate has risen, and against five others.
     study.pruner = optuna.pruners.MedianPruner(5, n_warmup_steps=max(1, epochs // 4))
     if (held := study.user_attrs.get("search", search)) != search:
@@ -74,7 +77,7 @@ def open_study(folder: Path, search: str, epochs: int) -> optuna.Study:
     return study
 
 
-def train(study: optuna.Study, trial: Trial, run: Path, fixed: list[str]) -> None:
+def train(study: optuna.Study, trial: Trial, run: Path, fixed: list[str], monitor: str) -> None:
     """Train a trial, or go on with it, and tell Optuna how it ends."""
     with FileLock(run / ".lock"):  # a training that has outlived its search goes on until it ends
         pass
@@ -87,7 +90,7 @@ def train(study: optuna.Study, trial: Trial, run: Path, fixed: list[str]) -> Non
     try:
         while process.poll() is None and not pruned:
             time.sleep(0.5)
-            report(trial, run)
+            report(trial, run, monitor)
             pruned = trial.should_prune()
         process.terminate()  # if it has not ended by itself
         process.wait()
@@ -95,54 +98,55 @@ def train(study: optuna.Study, trial: Trial, run: Path, fixed: list[str]) -> Non
         process.wait()  # Ctrl-C reaches it, too, and it saves
         print("\nWhat was under way is saved. To go on, type the same command again.", file=sys.stderr)
         raise
-    accuracies = report(trial, run)
+    scores = report(trial, run, monitor)
     if pruned:
         study.tell(trial, state=TrialState.PRUNED)
-    elif process.returncode == 0 and accuracies:
-        study.tell(trial, max(accuracies))
+    elif process.returncode == 0 and scores:
+        study.tell(trial, max(scores) if study.direction == MODES["max"] else min(scores))
     else:
         last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
         trial.set_user_attr("error", f"exit status {process.returncode}, {last}")
         study.tell(trial, state=TrialState.FAIL)
 
 
-def report(trial: Trial, run: Path) -> list[float]:
-    """Tell Optuna, and return, the validation accuracies of a run so far."""
+def report(trial: Trial, run: Path, monitor: str) -> list[float]:
+    """Tell Optuna, and return, the results of the validations of a run so far."""
     table = run / "metrics.csv"
     lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    epochs = {int(row["epoch"]): float(row["val_acc"]) for row in csv.DictReader(lines) if row["val_acc"]}
-    for epoch, accuracy in epochs.items():
-        trial.report(accuracy, epoch)
+    epochs = {int(row["epoch"]): float(row[monitor]) for row in csv.DictReader(lines) if row[monitor]}
+    for epoch, score in epochs.items():
+        trial.report(score, epoch)
     return [*epochs.values()]
 
 
-def facts(trial: FrozenTrial) -> dict[str, str]:
+def facts(trial: FrozenTrial, monitor: str) -> dict[str, str]:
     """What is printed and written of a trial."""
-    known = {"trial": trial.number, "state": trial.state.name.lower(), "val_acc": trial.value}
+    known = {"trial": trial.number, "state": trial.state.name.lower(), monitor: trial.value}
     known |= {"epochs": len(trial.intermediate_values), **trial.params, "error": trial.user_attrs.get("error")}
     return {n: "" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for n, v in known.items()}
 
 
-def conclude(folder: Path, trials: list[FrozenTrial]) -> None:
+def conclude(folder: Path, trials: list[FrozenTrial], monitor: str, mode: str) -> None:
     """Print the table of all trials; write it and the options of the best one into the folder."""
-    trials = sorted(trials, key=lambda trial: (trial.state != TrialState.COMPLETE, -(trial.value or 0), trial.number))
+    sign = -1 if mode == "max" else 1
+    trials = sorted(trials, key=lambda t: (t.state != TrialState.COMPLETE, sign * (t.value or 0), t.number))
     if not trials or trials[0].state != TrialState.COMPLETE:
         sys.exit(f"error: no trial is complete; what they print is in {folder}/trial-*.txt")
-    columns, *rows = [*facts(trials[0])], *([*facts(trial).values()] for trial in trials)
+    columns, *rows = [*facts(trials[0], monitor)], *([*facts(trial, monitor).values()] for trial in trials)
     write_csv(folder / "trials.csv", [columns, *rows])
     print_table(columns, rows, right=columns)
     best, file_of_best = trials[0], folder / "best.yaml"
-    text = f"{best.value:.2%}: trial {best.number}, the best of {len(trials)}"
+    text = f"{monitor} {best.value:.4f}: trial {best.number}, the best of {len(trials)}"
     config = (folder / f"trial-{best.number:04}" / "config.yaml").read_text(encoding="utf-8")
-    file_of_best.write_text(f"# val_acc {text}\n{config}", encoding="utf-8")
-    print(f"Validation accuracy {text}. The test set was not used. Next:")
+    file_of_best.write_text(f"# {text}\n{config}", encoding="utf-8")
+    print(f"{text}. The test set was not used. Next:")
     print(f"  python scripts/train.py --config {shlex.quote(str(file_of_best))}")
 
 
 @command
 def main(argv: list[str]) -> None:
     """Train the trials that no other search trains or has trained."""
-    parser = CommandParser("sweep", "Search for the options with the best validation accuracy.")
+    parser = CommandParser("sweep", "Search for the options with the best result of the validation.")
     parser.epilog = "Every other OPTION is one of scripts/train.py and holds for all trials: --net mlp --max_epochs 5"
     parser.add_argument("space", type=Path, metavar="SPACE.yaml", help="what to search for; see docs/sweep.md")
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="in the end, failed ones included [20]")
@@ -153,8 +157,10 @@ def main(argv: list[str]) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", "The reported value is ignored")  # of epochs that Optuna knows
     space, folder = read_space(options.space), options.study_dir or Path("runs", "sweeps", options.space.stem)
-    settings = check(space, fixed)
-    study = open_study(folder, f"{space} {fixed}", settings.trainer.max_epochs or 0)
+    built = check(space, fixed)
+    settings, monitor, mode = built.config, built.model.hparams["monitor"], built.model.mode
+    search = f"{space} {fixed}" + (f" by {monitor}" if monitor != "val_acc" else "")
+    study = open_study(folder, search, settings.trainer.max_epochs or 0, mode)
     for number in range(options.trials):
         run = folder / f"trial-{number:04}"
         with contextlib.suppress(Timeout), FileLock(f"{run}.lock", timeout=0):  # or another search trains it
@@ -164,10 +170,10 @@ def main(argv: list[str]) -> None:
                 # Each trial has its own seed: the generator of a search that was killed is lost.
                 study.sampler = optuna.samplers.TPESampler(seed=(settings.seed_everything + number) % 2**32)
                 trial = study.ask(space) if number == len(begun) else Trial(study, begun[number]._trial_id)
-                train(study, trial, run, fixed)
-            ended = [f"{name} {value}" for name, value in facts(study.trials[number]).items() if value]
+                train(study, trial, run, fixed, monitor)
+            ended = [f"{name} {value}" for name, value in facts(study.trials[number], monitor).items() if value]
             print(f"[{number + 1}/{options.trials}] {', '.join(ended)}", flush=True)
-    conclude(folder, [trial for trial in study.trials[: options.trials] if trial.state.is_finished()])
+    conclude(folder, [trial for trial in study.trials[: options.trials] if trial.state.is_finished()], monitor, mode)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from conftest import ROOT, Command, Patch, Process, Refused, Said, Start, ended,
 from resume_runs import SMALL, STOPPED, assert_resumes_exactly, differences, finished, load, rows, stopped_and_continued
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data_modules import FashionMNISTSample
 from data_modules.augment import AUGMENTATIONS
 from lit_nn import LitClassifier
 from lit_nn.__main__ import main as lightning_cli
@@ -226,6 +227,29 @@ def test_a_finished_run_has_nothing_left_to_do(copy: Path, capfd: Said) -> None:
     assert f"Continuing {other}" in capfd.readouterr().out
 
 
+def test_a_run_that_ended_before_its_calibration_is_calibrated(copy: Path) -> None:
+    best = copy / "checkpoints" / "best.ckpt"
+    found = torch.load(best, weights_only=True)
+    expected = dict(found["hyper_parameters"])
+    assert expected["temperature"] != 1
+    found["hyper_parameters"]["temperature"] = 1.0
+    torch.save(found, best)
+    for _ in range(2):
+        assert lightning_cli(["fit", "--resume", str(copy)]) == 0
+        assert torch.load(best, weights_only=True)["hyper_parameters"] == expected
+
+
+def test_the_best_inside_an_epoch_is_what_was_validated(tmp_path: Path) -> None:
+    words = "--net mlp --max_epochs 1 --trainer.limit_train_batches 9 --trainer.val_check_interval 4"
+    folder = finished([*words.split(), "--trainer.limit_val_batches", "1.0"], tmp_path / "run")
+    best = load(folder / "checkpoints" / "best.ckpt")
+    assert best["global_step"] in (4, 8)
+    model, data = LitClassifier.load_from_checkpoint(folder / "checkpoints" / "best.ckpt").eval(), FashionMNISTSample()
+    images, labels, rows = data.split("val")
+    accuracy = (model(images[rows]).argmax(1) == labels[rows]).double().mean().item()
+    assert best["metrics"]["val_acc"] == pytest.approx(accuracy)
+
+
 def test_a_finished_run_goes_on_with_more_epochs(copy: Path, capfd: Said) -> None:
     first, best = rows(copy), load(copy / "checkpoints" / "best.ckpt")["callbacks"]["Checkpoints"]["best_score"]
     Path("more.yaml").write_text("trainer:\n  max_epochs: 5\nmodel:\n  lr: 0.001\n")
@@ -305,6 +329,11 @@ REFUSED = {
     "--resume last --net mlp": ["last.ckpt", "lenet", "mlp"],
     "--resume last --data cifar10": ["last.ckpt", "classes"],
     "--resume last --optimizer sgd --max_epochs 9": ["--optimizer", "adamw", "sgd"],
+    "--resume last --flip_in_eval --max_epochs 9": ["--flip_in_eval", "True"],
+    "--resume last --fit pad --max_epochs 9": ["--fit", "crop", "pad"],
+    "--resume last --freeze_epochs -1 --max_epochs 9": ["--freeze_epochs", "-1"],
+    "--resume last --backbone_lr 0.1 --max_epochs 9": ["--backbone_lr", "0.1"],
+    "--resume last --model.optimizer_args.amsgrad true --max_epochs 9": ["--optimizer_args", "amsgrad"],
     "--resume last --schedule plateau --max_epochs 9": ["--schedule", "one_cycle", "plateau"],
     "--resume runs/x/run --run_dir other --max_epochs 4": ["other", "another run"],
     "--resume last --run_dir nowhere": ["nowhere"],

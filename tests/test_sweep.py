@@ -75,7 +75,7 @@ def test_what_is_wrong_is_refused_before_any_trial(given: str, folder: Path, ref
 def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
     words = ["space.yaml", *QUICK, "1", "--trials", "2"]
     assert script("sweep")(words) == 0
-    assert "Validation accuracy" in capsys.readouterr().out
+    assert "val_acc 0." in capsys.readouterr().out
     trials = trials_of(folder)
     rows = {int(row["trial"]): row for row in rows_of(folder / "trials.csv")}
     configs = []
@@ -95,6 +95,16 @@ def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
     assert [trial.datetime_complete for trial in trials_of(folder)] == [trial.datetime_complete for trial in trials]
     assert "mlp: No such file" in refused(script("sweep"), words[1:])
     assert "holds another search" in refused(script("sweep"), [*words, "--seed", "3"])
+
+
+@pytest.mark.slow
+def test_it_goes_by_what_is_monitored(folder: Path, capsys: Said) -> None:
+    assert script("sweep")(["space.yaml", *QUICK, "3", "--trials", "2", "--monitor", "val_loss"]) == 0
+    study, runs = study_of(folder), [folder / f"trial-{number:04}" for number in range(2)]
+    least = [min(float(row["val_loss"]) for row in rows_of(run / "metrics.csv")) for run in runs]
+    assert [trial.value for trial in study.trials] == least
+    assert study.best_value == min(least)
+    assert f"val_loss {min(least):.4f}: trial {least.index(min(least))}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

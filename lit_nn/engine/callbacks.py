@@ -119,17 +119,27 @@ class Checkpoints(Checkpoint):
         if trainer.global_step > 0:
             self.on_train_end(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save what the training has come to."""
-        classifier, best = cast(LitClassifier, trainer.lightning_module), self.folder / "best.ckpt"
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save the best inside an epoch: at its end the weights are others than those that were validated."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_best(trainer)
+
+    def _save_best(self, trainer: L.Trainer) -> bool:
+        """Save best.ckpt if the last validation is better than all before; whether it is."""
+        classifier = cast(LitClassifier, trainer.lightning_module)
         score = trainer.callback_metrics.get(classifier.hparams["monitor"])
         better = operator.gt if classifier.mode == "max" else operator.lt
         if is_best := score is not None and (self.best_score is None or better(score.item(), self.best_score)):
             self.best_score = score.item()
-            self._save(trainer, best)
+            self._save(trainer, self.folder / "best.ckpt")
+        return is_best
+
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save what the training has come to."""
+        is_best = self._save_best(trainer)
         if is_best and not self._ends_inside and trainer.is_global_zero:
             with atomic_path(self.last) as path:  # to save it once more would take much longer
-                shutil.copyfile(best, path)
+                shutil.copyfile(self.folder / "best.ckpt", path)
         elif not is_best and not self._ends_inside:  # else last.ckpt is there, from inside the epoch, which is not over
             self._save(trainer, self.last)
         self._stop_if_asked_to(trainer)

@@ -142,8 +142,13 @@ def _continue(cli: LitCLI) -> None:
     options["model.backbone_lr"] = cli.model.hparams["backbone_lr"]  # None stands for what the weights say
     rank_zero_only(print)(start.describe(options))
     if reason := start.is_complete(cli.trainer):
-        epochs, result = start.checkpoint["epoch"], (cli.run_dir or Path()) / "result.json"
-        if not cli.tests or (result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs):
+        epochs, folder = start.checkpoint["epoch"], cli.run_dir or Path()
+        result, best = folder / "result.json", folder / "checkpoints" / "best.ckpt"
+        if cli.tests:
+            is_done = result.exists() and json.loads(result.read_text(encoding="utf-8"))["epochs"] >= epochs
+        else:  # 1 is where the temperature begins
+            is_done = not best.exists() or read_checkpoint(best)["hyper_parameters"].get("temperature", 1.0) != 1.0
+        if is_done:
             raise Ended(f"Nothing left to do: the run ended after {reason}.", exit_status=0)
         cli.trainer.fit_loop.max_epochs = epochs  # only what comes after the training is missing
 
