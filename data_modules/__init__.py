@@ -36,7 +36,8 @@ def data_class(name: str) -> "type[ImageDataModule]":
 
 def option_names(name: str) -> set[str]:
     """Every option of a data set, those of the classes that it extends included."""
-    return {option for cls in data_class(name).__mro__[:-1] for option in inspect.signature(cls).parameters}
+    parameters = [p for cls in data_class(name).__mro__[:-1] for p in inspect.signature(cls).parameters.values()]
+    return {parameter.name for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD}
 
 
 def __getattr__(name: str) -> Any:

@@ -121,6 +121,8 @@ MISTAKES = {
     "--resume nowhere": ["nowhere", "no such file"],
     "--weights nowhere.ckpt": ["nowhere.ckpt: no such file"],
     **({} if torch.cuda.is_available() else {"--accelerator gpu": ["--accelerator cpu"]}),
+    "--image_size 64": ["unknown option 'image_size'. Did you mean data.image_size"],
+    "--fold 2": ["unknown option 'fold'. Did you mean data.fold"],
     # Of another command.
     "prepare_data --data fashion_mnist_sampel": ["Did you mean fashion_mnist_sample?"],
     "prepare_data --batch_sice 3": ["unknown option 'batch_sice'. Did you mean batch_size?"],

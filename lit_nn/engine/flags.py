@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from data_modules import DATA_SETS
-from lit_nn.engine.console import CommandParser
-from lit_nn.errors import look_up
+from data_modules import DATA_SETS, option_names
+from lit_nn.engine.console import CommandParser, unknown_option
+from lit_nn.errors import UsageError, did_you_mean, look_up
 
 HELP = """Each is short for a dotted option, which does as well (--model.lr is --lr). All of them: python -m lit_nn fit
 --help; of a data set: python -m lit_nn fit --data.help NAME; of a network: scripts/inspect_model.py --list"""
@@ -95,7 +95,10 @@ def to_dotted(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     for word in rest:
         name = word.partition("=")[0]
         if name.startswith("--") and "." not in name and name not in OTHERS:
-            parser.error(f"unrecognized arguments: {name}")  # at once; the parser behind this one knows the other names
+            names = [flag.name for flag in FLAGS]
+            if not did_you_mean(name[2:], names, 0.8):  # which are known at once; for the others torch is imported
+                names += sorted({f"data.{option}" for data in DATA_SETS for option in option_names(data)})
+            raise UsageError(unknown_option(name[2:], names))
     given = vars(found)
     for option in {"data", "data.help"} & given.keys():  # a class, by its path, is also allowed
         if "." not in (name := given[option]) and name not in DATA_SETS.values():
