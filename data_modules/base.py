@@ -198,7 +198,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def _loader(self, name: Split) -> BatchLoader:
         trainer, training, (images, labels, indices) = self.trainer, name == "train", self.split(name)
-        images = self.features.get(name, images)
+        if name in self.features:  # which lie in a file
+            images, labels = self.features[name], labels.cpu()
         options: dict[str, Any] = {"shuffle": training}
         if training and trainer is not None and trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             # The same few batches in every epoch, which are to be learnt by heart.

@@ -57,10 +57,11 @@ class ImageStream(ImageDataModule):
         try:
             content = self._store.read("images.json")
             self._index: dict[str, Any] = json.loads(content)
-        except (OSError, ValueError) as error:
+            is_newer = self._index["format"] > FORMAT
+        except (OSError, ValueError, LookupError, TypeError) as error:
             lacks = f"{self.data_dir} holds no complete shards ({error}); write them with"
             raise DataError(f"{lacks} python scripts/prepare_data.py --data image_folder --shards OUT") from error
-        if self._index["format"] > FORMAT:
+        if is_newer:
             raise DataError(f"{self.data_dir} was written by a newer version of this project")
         sizes = [size for part in self._index["parts"].values() for size, _ in part["shards"]]
         least = min(sum(sizes), 2 * window * max(sizes)) / 1e9  # this window and the next one, of each process

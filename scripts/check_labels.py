@@ -39,8 +39,8 @@ def begin(words: list[str], folds: int, folder: Path) -> Any:
     counts = labels.bincount(minlength=len(names)).tolist()
     few = some(f"{name} {count}" for name, count in zip(names, counts, strict=True) if count < folds)
     refuse(few, f"classes with fewer images than the {folds} folds: {few}; give a smaller --folds, or more images")
-    path, images = folder / "check.json", digest(repr((data.described(), labels.tolist())).encode())
-    check = {"options": plain_options(cli.parser, cli.config), "images": images}
+    path = folder / "check.json"
+    check = {"options": plain_options(cli.parser, cli.config), "images": fingerprint(data)}
     other = path.exists() and json.loads(path.read_text(encoding="utf-8")) != check
     refuse(other, f"{folder} holds a check with other options or of other images; give another --run_dir")
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,15 +49,26 @@ def begin(words: list[str], folds: int, folder: Path) -> Any:
     return cli
 
 
-def train(run: Path, words: list[str]) -> None:
+def fingerprint(data: Any) -> int:
+    """Of the images, whatever fold they are in: what is said of them, and their contents."""
+    parts = data.parts()
+    contents = sorted(
+        tuple(marks) for part in {"train", "val", "test"} & parts.keys() for marks in parts[part].tolist()
+    )
+    return digest(repr((data.described(), data.split("train")[1].tolist(), contents)).encode())
+
+
+def train(run: Path, words: list[str], images: int) -> None:
     """Train a fold, or go on with it, and keep what its best checkpoint says of images it was not trained on."""
     from lit_nn.engine.cli import LitCLI
+    from lit_nn.engine.option_checks import refuse
     from lit_nn.engine.run import calibrate_best, logits_of, running, test_best
 
     if (run / "config.yaml").exists():  # it has begun
         (run / "result.json").unlink(missing_ok=True)  # it ended, but for the answers
         words = ["--config", str(run / "config.yaml"), "--resume", str(run)]
     cli = LitCLI("fit", [*words, "--run_dir", str(run)], tests=True)
+    refuse(fingerprint(cli.datamodule) != images, "the images are others than when the check began; begin another one")
     with running(cli):
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
         test_best(cli, calibrate_best(cli))
@@ -84,7 +95,7 @@ def main(words: list[str]) -> None:
         run = folder / f"fold-{fold}"
         if not (run / "answers.npz").exists():
             with run.with_suffix(".txt").open("a", encoding="utf-8") as log, redirect_stdout(log):
-                train(run, [*fixed, f"--data.fold={fold}"])
+                train(run, [*fixed, f"--data.fold={fold}"], fingerprint(data))
         with np.load(run / "answers.npz") as answers:
             rows = answers["rows"]
             shares[rows], fold_of[rows] = answers["shares"], fold

@@ -96,6 +96,13 @@ def test_training_calibrates_its_best_checkpoint(trained: Path, capsys: Said) ->
     assert f"{found['accuracy_where_sure']:.2%} of these are right" in capsys.readouterr().out
 
 
+def test_what_is_never_sure_is_not_sure_of_a_probability_of_one(trained: Path) -> None:
+    model = open_model(trained / "best.onnx")._replace(threshold=1.0)
+    shares = np.eye(10, dtype=np.float32)[0]
+    assert model.read(shares).sure is False
+    assert model._replace(threshold=0.999).read(shares).sure is True
+
+
 def test_predict_and_serve_say_not_sure(trained: Path, tmp_path: Path, capsys: Said) -> None:
     noise = tmp_path / "noise.png"
     model, pixels = open_model(trained / "best.onnx"), FashionMNISTSample().split("test")[0].numpy()

@@ -55,11 +55,16 @@ def test_tables_sheet_and_copies(capsys: Said) -> None:
 
     kept, before = [Path(f"out/fold-{fold}/answers.npz") for fold in (1, 3)], Path("out/labels.csv").read_bytes()
     times = [path.stat().st_mtime_ns for path in kept]
+    Path("out/corrected.csv").write_text("my own", encoding="utf-8")
     Path("out/fold-2/answers.npz").unlink()  # as if it had been killed after the test of its second fold
     assert main(words) == 0
     assert [path.stat().st_mtime_ns for path in kept] == times
+    assert Path("out/corrected.csv").read_text(encoding="utf-8") == "my own"
     assert Path("out/labels.csv").read_bytes() == before
     assert main([*words, "--lr", "0.1"]) == 2
+    assert "out holds a check with other options or of other images" in capsys.readouterr().err
+    Image.new("L", (64, 64), 9).save(ranked[-1]["file"])
+    assert main(words) == 2
     assert "out holds a check with other options or of other images" in capsys.readouterr().err
 
 

@@ -230,8 +230,14 @@ def test_a_run_of_image_files_does_not_go_on_with_shards(shards: Path, images: P
     stream.known_parts, folder.known_parts = ImageFolder(str(images)).parts(), stream.parts()
     with pytest.raises(DataError, match="holds other shards"):
         stream.split("train")
-    with pytest.raises(DataError, match="not trained on image files"):
+    with pytest.raises(DataError, match="choose its own --data"):
         folder.split("train")
+
+
+def test_an_index_of_another_program_is_said(tmp_path: Path, refused: Refused) -> None:
+    for content in ('{"images": []}', "[]", "3"):
+        (tmp_path / "images.json").write_text(content, encoding="utf-8")
+        assert "holds no complete shards" in refused(train, of(tmp_path), 1)
 
 
 def test_a_damaged_shard_is_said(images: Path, tmp_path: Path, refused: Refused) -> None:

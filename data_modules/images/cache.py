@@ -62,14 +62,14 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir(), "lit-nn-cache")
 
 
-def kept(path: Path, make: Callable[[Path], object], read: Callable[[Path], Read]) -> Read:
-    """What ``read`` gives of a file, which ``make`` writes if it is missing or damaged, while others wait.
+def kept(path: Path, make: Callable[[Path], object], read: Callable[[Path], Read], group: str = "") -> Read:
+    """What ``read`` gives of a file, which ``make`` writes if it is missing or damaged, while others (of a group) wait.
 
     Raises DataError if it cannot be written, and FileNotFoundError if ``make`` does.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / f"{zlib.crc32(path.name.encode()) % LOCKS}.lock"):
+        with FileLock(path.parent / f"{zlib.crc32((group or path.name).encode()) % LOCKS}.lock"):
             with suppress(Exception):
                 return read(path)
             with atomic_path(path) as temporary:
@@ -97,7 +97,8 @@ def cached_images(
     name = root.resolve().name.encode("ascii", "ignore").decode()[:100]  # not every system can write other letters
     name = f"{name}-{hashlib.sha256(options).hexdigest()[:16]}"
     listing = [(file, _state(os.path.join(root, file))) for file in files]  # noqa: PTH118 (Path objects take longer)
-    key = hashlib.sha256(repr((VERSION, listing)).encode()).hexdigest()[:32]
+    limit = os.environ.get("LIT_NN_MAX_PIXELS", "")  # with another one, others can be read
+    key = hashlib.sha256(f"{(VERSION, listing)!r}{limit}".encode()).hexdigest()[:32]
     index, images = (cache_folder() / f"{name}-{key}{ending}" for ending in (".index.npz", ".npy"))
 
     def make(path: Path) -> None:
@@ -115,7 +116,7 @@ def cached_images(
             pixels = open_tensor(images) if keep_images else black
             return ImageCache(pixels, found["moments"], found["digests"], failures, int(found["levels"]) or None)
 
-    cache = kept(index, make, read)
+    cache = kept(index, make, read, name)  # its `make` removes all caches of this name
     if cache.failures and not keep_failures:
         index.unlink(missing_ok=True)
     return cache

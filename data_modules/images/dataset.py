@@ -260,12 +260,15 @@ class ImageFiles(ImageDataModule):
         return np.column_stack([images.digests, labels, [fingerprints[name] for name in groups]])
 
     def _parts(self, name: Split) -> Parts:
-        if self.known_parts and not self._known:
-            raise DataError(
-                f"this run was not trained on image files as those in {self.data_dir}; choose its own --data"
-            )
         listing, lists, marks, labels = self._listing, self._known, self._marks, self._labels
         folders = np.array([SPLITS.index(split) for split in listing.splits])  # (N,), as the user laid them out
+        if self.known_parts and not lists:
+            if TEST not in folders:
+                text = (
+                    f"the model was not trained on {self.data_dir} as image files, so no test part can be cut from it"
+                )
+                raise DataError(f"{text}: choose its own --data, or lay out a test part")
+            self.known_parts = None
         seed, (val, test, *fold) = self._cut()
         if fold and folders.any():
             say(f"{self.data_dir}: folds are cut from all images, whatever part they lie in")

@@ -106,7 +106,9 @@ class Shards:
                 shard = mmap(file.fileno(), 0, access=ACCESS_READ)
             if [len(shard), zlib.crc32(shard)] != self._sums[number]:
                 damaged = f"{self.store.place}/{name} is damaged"
-                raise DataError(f"{damaged}: not what prepare_data.py wrote; copy or write the shards again")
+                raise DataError(
+                    f"{damaged}: not what prepare_data.py wrote; copy it again, or write all to another place"
+                )
             if self.store.is_remote:
                 os.utime(path)  # it is in use
             return shard
@@ -122,7 +124,9 @@ class Shards:
                 return kept(self.cache / name, download, checked)
             return checked(self.store.path(name))
         except FileNotFoundError as error:
-            raise DataError(f"{self.store.place} has no {name}; copy or write the shards again") from error
+            raise DataError(
+                f"{self.store.place} has no {name}; copy it again, or write all to another place"
+            ) from error
 
     def _make_room(self, needed: int) -> None:
         """Remove what was not used for longest, until so many bytes may come."""

@@ -47,7 +47,8 @@ def data_of(
         if issubclass(cls, ImageFiles) and "data_dir" not in options and not table:
             raise DataError("the model does not say where its images lie: give --data_dir FOLDER")
         data = cls(**options)
-        if name == own or (own and issubclass(cls, ImageFiles) and issubclass(data_class(own), ImageFiles)):
+        of_files = ("image_folder", "image_table", "image_stream")  # which may hold the same images
+        if name == own or (own in of_files and name in of_files):
             data.known_parts = {part: torch.from_numpy(known.copy()) for part, known in model.parts.items()}
         same_kind = model.multi_label == data.multi_label
         shape, others = tuple(data.image_shape), other_classes(model.class_names, data.class_names, same_kind)
@@ -184,7 +185,9 @@ def measure(answers: Answers) -> dict[str, Any]:
         }
     else:
         hits, top = right.any(1), torch.from_numpy(answers.logits).topk(min(3, len(support))).indices  # (N,), (N, 3)
-        sure = answers.probabilities.max(1) >= answers.threshold  # (N,)
+        sure = (answers.probabilities.max(1) >= answers.threshold) & (
+            answers.threshold != 1
+        )  # (N,); from 1 on it never is
         found = {
             "accuracy": answers.accuracy,
             "accuracy_interval_95": wilson_interval(answers.accuracy, len(labels)),

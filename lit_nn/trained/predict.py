@@ -137,7 +137,7 @@ class Model(NamedTuple):
         order = np.flatnonzero(shares >= least) if self.multi_label else np.argpartition(-shares, top_k - 1)[:top_k]
         if len(order) > 1:
             order = order[np.lexsort((order, -shares[order]))]
-        sure = None if self.multi_label else bool(shares[order[0]] >= least)
+        sure = None if self.multi_label else bool(least < 1 and shares[order[0]] >= least)
         return Prediction([self.class_names[label] for label in order], shares[order].tolist(), sure, unlike)
 
     def pixels(self, image: Any) -> Pixels:

@@ -52,7 +52,7 @@ def report_page(answers: Answers, found: dict[str, Any], title: str, figures: di
     confidence, said, given = answers.probabilities.max(1), answers.said, answers.given  # (N,), (N, K) twice
     values: dict[str, Any] = {"confidence": confidence, "said": said, "given": given, "mistakes": answers.mistakes}
     if not answers.several:
-        right, sure = (said & given).any(1), confidence >= answers.threshold  # (N,)
+        right, sure = (said & given).any(1), (confidence >= answers.threshold) & (answers.threshold != 1)  # (N,)
         values["sure"] = [[np.count_nonzero(some & good) for good in (right, ~right)] for some in (sure, ~sure)]
         values["doubts"] = np.argsort(confidence, kind="stable")[: np.count_nonzero(~sure)]
         names, wrong = answers.class_names, answers.confusion

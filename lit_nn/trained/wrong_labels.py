@@ -47,7 +47,8 @@ def write_findings(
         for one, other, distance in near_copies(images, torch.from_numpy(rows))
     ]
     write_csv(folder / "near_copies.csv", [["file", "other", "distance", "labels_differ"], *near])
-    if isinstance(data, ImageFiles):  # which a table can name
+    # Image files, which a table can name; one that is there may have been changed by hand.
+    if isinstance(data, ImageFiles) and not (folder / "corrected.csv").exists():
         mended = np.where(scores < WRONG, likely, labels)
         lines = [[Path(files[n]).absolute(), names[mended[n]], *cells[row][1:]] for n, row in enumerate(rows)]
         write_csv(folder / "corrected.csv", [["file", "label", *[*columns][1:]], *lines])
