@@ -1,5 +1,7 @@
 """Fine-tuning: the layers onto the classes (the head) and all others (the body) learn each in its own way."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import Tensor, nn
@@ -37,8 +39,11 @@ class FrozenBody(L.Callback):
 
     def starts_frozen(self, trainer: L.Trainer) -> bool:
         """Whether only the head learns in the next step; the schedule asks."""
-        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready  # of this epoch
-        return self.is_frozen(trainer.current_epoch + (batches >= trainer.num_training_batches))
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        # Where a run goes on after an epoch, the batches are still those of that one.
+        is_last = epochs.started > epochs.processed and batches.ready >= trainer.num_training_batches
+        return self.is_frozen(trainer.current_epoch + is_last)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that goes on inside an epoch does not start that epoch."""

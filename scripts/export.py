@@ -33,6 +33,10 @@ def main(words: list[str]) -> None:
     suffixes |= {"int8": ".int8.onnx"} if options.int8 else {}
     quieten()
     export, failures = Export(options.checkpoint, options.input == "any"), list[str]()
+    if is_web and options.input == "fixed" and (fit := export.classifier.fit) != "crop":
+        raise UsageError(
+            f"--input fixed: the page would cut out the middle, and the model has --fit {fit}; leave it out"
+        )
     print(f"Exported files are tried on {export.about}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     for name, suffix in suffixes.items():

@@ -113,7 +113,7 @@ def report(trial: Trial, run: Path, monitor: str) -> list[float]:
     """Tell Optuna, and return, the results of the validations of a run so far."""
     table = run / "metrics.csv"
     lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    epochs = {int(row["epoch"]): float(row[monitor]) for row in csv.DictReader(lines) if row[monitor]}
+    epochs = {int(row["epoch"]): float(row[monitor]) for row in csv.DictReader(lines) if row.get(monitor)}
     for epoch, score in epochs.items():
         trial.report(score, epoch)
     return [*epochs.values()]

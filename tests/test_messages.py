@@ -180,6 +180,10 @@ def test_changed_images_tested_ones_that_were_trained_on_and_a_renamed_class_are
     assert "was trained on" not in capsys.readouterr().err
     assert train([*words, str(tmp_path / "other"), "--weights", checkpoint, "--seed", "7"]) == 0
     assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().err)
+    assert script("export")([checkpoint, "--format", "safetensors"]) == 0
+    export = str(Path(checkpoint).with_suffix(".safetensors"))
+    assert train([*words, str(tmp_path / "third"), "--weights", export, "--seed", "7"]) == 0
+    assert re.search(r"was trained on [12] of the images that are to be tested", capsys.readouterr().err)
     next((images / "a").iterdir()).unlink()
     assert lightning_cli(["test", "--ckpt_path", checkpoint]) == 0
     assert "1 gone" in capsys.readouterr().out

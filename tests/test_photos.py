@@ -182,6 +182,7 @@ def test_a_frozen_body_stays_as_it_was_to_the_last_bit(optimizer: str, weights: 
     "words",
     [
         "--freeze_epochs 1 --augment crop,trivial,erase --ema 0.9",
+        "--freeze_epochs 2",
         "--backbone_lr 0.5 --schedule cosine --precision bf16-mixed",
         "--freeze_epochs -1 --cache_features --augment none --flip_in_eval both",
     ],
@@ -190,6 +191,7 @@ def test_stopped_and_continued_is_the_same_run(words: str, weights: Path, tmp_pa
     line = [*RESNET, "--weights", str(weights), *words.split()]
     straight, stopped = finished(line, tmp_path / "straight"), stopped_and_continued(line, tmp_path / "run", [2, 4, 6])
     assert differences(straight, stopped) == []
+    assert (straight / "config.yaml").read_bytes() == (stopped / "config.yaml").read_bytes()
     weights.unlink()  # which nobody needs any more
     assert train(["--resume", str(stopped), "--max_epochs", "3"]) == 0
 
@@ -217,6 +219,11 @@ def test_kept_features_give_what_the_whole_network_gives(views: str, photos: Pat
     Image.new("RGB", (64, 48), "red").save(photos / "left" / "0.png")
     finished(words, tmp_path / "changed")
     assert len(list((tmp_path / "cache").glob("features-*.npy"))) == 2
+
+
+def test_features_of_bfloat16_weights_are_kept(photos: Path, tmp_path: Path) -> None:
+    words = ["--data", "image_folder", "--data_dir", str(photos), *RESNET, "--freeze_epochs", "-1", "--cache_features"]
+    finished([*words, "--augment", "none", "--precision", "bf16-true", "--data.image_size", "32"], tmp_path / "run")
 
 
 @pytest.mark.posix

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import itertools
+import math
 import operator
 import os
 import shlex
@@ -24,7 +25,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from data_modules.files import atomic_path
 from data_modules.images.features import keep_features
 from lit_nn.classifier import LitClassifier
-from lit_nn.errors import Ended
+from lit_nn.errors import Ended, UsageError
 from lit_nn.finetune import features as features_of
 
 # Asked to end, Ctrl-C, SLURM's warning.
@@ -47,6 +48,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = 0.0  # time.monotonic() of the latest saving
         self._started = 0.0  # time.monotonic() less the seconds trained before
         self._ends_inside = False  # whether the run ends inside an epoch
+        self._steps_due = False  # whether every_steps has asked for a save
 
     @property
     def last(self) -> Path:
@@ -75,6 +77,10 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Watch for signals."""
         self._saved_at = time.monotonic()
+        every, gathered = trainer.val_check_batch or math.inf, trainer.accumulate_grad_batches
+        if every < trainer.num_training_batches and every % gathered:  # best.ckpt would lack some gradients
+            text = f"a validation every {every} batches comes between two optimizer steps, of {gathered} batches each"
+            raise UsageError(f"{text}; give another --trainer.val_check_interval")
         if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
             self._old_handlers = {signum: signal.signal(signum, self._on_signal) for signum in SIGNALS}
 
@@ -95,12 +101,15 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save inside an epoch, if it is time to."""
-        steps_due = bool(self.every_steps and trainer.global_step % self.every_steps == 0)
+        # One that a validation puts off stays due.
+        self._steps_due |= bool(self.every_steps and trainer.global_step % self.every_steps == 0)
         minutes_due = bool(self.every_minutes and time.monotonic() - self._saved_at >= 60 * self.every_minutes)
         ends = trainer.global_step == trainer.max_steps or trainer.should_stop  # should_stop: max_time is over
-        wanted = self._signum or int(steps_due or minutes_due)
+        wanted = self._signum or int(self._steps_due or minutes_due)
         # Nearly always it is not time to: the questions below take longer, and those to other processes longer still.
-        if not ends and not (wanted if trainer.world_size == 1 else steps_due or trainer.global_step % ASK_EVERY == 0):
+        if not ends and not (
+            wanted if trainer.world_size == 1 else self._steps_due or trainer.global_step % ASK_EVERY == 0
+        ):
             return
         # Gradients are not in a checkpoint, and at the end of an epoch its own saving follows.
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -136,7 +145,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save what the training has come to."""
-        is_best = self._save_best(trainer)
+        is_best, self._steps_due = self._save_best(trainer), False
         if is_best and not self._ends_inside and trainer.is_global_zero:
             with atomic_path(self.last) as path:  # to save it once more would take much longer
                 shutil.copyfile(self.folder / "best.ckpt", path)
@@ -147,6 +156,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: L.Trainer, path: Path) -> None:
         trainer.save_checkpoint(path, weights_only=False)
         self._saved_at = time.monotonic()
+        self._steps_due &= path != self.last
 
     def _stop_if_asked_to(self, trainer: L.Trainer) -> None:
         if signum := _largest(trainer, self._signum):  # a signal may have reached only one process
@@ -208,7 +218,7 @@ class KeepFeatures(Callback):
         network = hashlib.sha256(repr((model.arguments, trainer.precision)).encode())
         for name, tensor in model.state_dict().items():
             if not name.startswith(model.body.heads):
-                network.update(tensor.cpu().contiguous().numpy())
+                network.update(tensor.cpu().flatten().view(torch.uint8).numpy())  # numpy has no bfloat16
 
         def features(images: Tensor) -> Tensor:
             with trainer.precision_plugin.forward_context():

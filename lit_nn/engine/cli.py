@@ -14,7 +14,7 @@ from data_modules.base import ImageDataModule
 from lit_nn.classifier import LitClassifier
 from lit_nn.engine import option_checks
 from lit_nn.engine.callbacks import Checkpoints
-from lit_nn.engine.configuration import explain, read_yaml
+from lit_nn.engine.configuration import explain, plain_options, read_yaml
 from lit_nn.engine.console import quieten
 from lit_nn.engine.flags import FLAGS, to_dotted
 from lit_nn.engine.previous_run import StartingPoint, new_run_dir, rebuild
@@ -113,6 +113,14 @@ class LitCLI(LightningCLI):
         config.ckpt_path = self.start.path and str(self.start.path)
         config.run_dir = config.run_dir or (self.start.folder and str(self.start.folder))
         option_checks.check_seed(self.start.checkpoint, before, config)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options as plain values; of a run that goes on, those from which it can be begun again."""
+        options = plain_options(self.parser, self.config)
+        own = self.start.settings.get("model", {})
+        began = {n: value for n, value in self.start.began.items() if options["model"].get(n) == own.get(n)}
+        return options | {"model": options["model"] | began}
 
     @property
     def data_name(self) -> str:

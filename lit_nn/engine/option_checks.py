@@ -34,6 +34,8 @@ def check_options(config: Any, tests: bool, resumes: bool) -> None:
     blind = trainer.limit_val_batches == 0 and (config.early_stopping or config.model.schedule == "plateau")
     refuse(blind, "limit_val_batches is 0, but --early_stopping and --schedule plateau go by the validation; drop one")
     refuse(ema is not None and not 0 < ema < 1, f"--ema is {ema}; it must lie between 0 and 1")
+    text = "--ema keeps the average in checkpoints; leave out --trainer.enable_checkpointing false"
+    refuse(ema is not None and trainer.enable_checkpointing is False, text)
     refuse(accept is not None and not 0 < accept <= 1, f"--accept is {accept}; it must be more than 0, and at most 1")
     frozen = config.model.freeze_epochs == -1
     refuse(config.cache_features and not frozen, "--cache_features keeps what does not change: add --freeze_epochs -1")

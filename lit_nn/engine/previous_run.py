@@ -36,6 +36,7 @@ class StartingPoint:
         self.path: Path | None = name and Path(name)  # of the checkpoint; None if the run has saved none
         self.folder: Path | None = None  # of the run that is continued; None if the checkpoint is in no run
         self.checkpoint, self.settings = dict[str, Any](), dict[str, Any]()
+        self.began = dict[str, Any]()  # options of the model with which the run that is continued began
         if self.continues:
             refuse("model.weights" in given, "--weights is for the start of a run; leave it out with --resume")
             self.path, self.folder = _find(given["ckpt_path"], given.get("run_dir"))
@@ -49,7 +50,9 @@ class StartingPoint:
             self.settings = settings_of_data(self.checkpoint, self.path)
             return
         self.settings = plain_settings(self.checkpoint, self.path, trusted="config" in given)
-        self.checkpoint["settings"]["model"] |= self.settings["model"]
+        model = self.checkpoint["settings"]["model"]
+        self.began = {name: model.get(name) for name in ("weights", "net_args", "backbone_lr")}
+        model |= self.settings["model"]
 
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""

@@ -29,10 +29,10 @@ from lit_nn.engine.callbacks import to_continue
 from lit_nn.engine.cli import DESCRIPTION, LitCLI
 from lit_nn.engine.configuration import flat, plain_options, write_yaml
 from lit_nn.engine.lean_loop import LeanEpochLoop
-from lit_nn.errors import Ended, UsageError, brief
+from lit_nn.errors import Ended, ModelError, UsageError, brief
 from lit_nn.nets import count_parameters
 from lit_nn.trained.calibrate import best_thresholds, calibration_error, temperature, threshold
-from lit_nn.trained.predict import classifier_model
+from lit_nn.trained.predict import classifier_model, open_model
 
 HINTS = {  # to errors of torch and Lightning that are only seen when steps are taken
     "Expected more than 1 value per channel": "give a larger --batch_size",
@@ -106,17 +106,18 @@ def _prepare_training(cli: LitCLI) -> None:
         sizes = f"{width} x {height} pixels at {model.net_size[1]} x {model.net_size[0]}"
         print(f"{net} looks at images of {sizes}; for photographs: --config configs/photos_minute.yaml")
     if model.account and (tested := data.parts().get("test")) is not None:
-        had: dict[str, torch.Tensor] = {}
-        with contextlib.suppress(CheckpointError):  # other weights do not say what they were trained on
-            had = read_checkpoint(os.path.expanduser(config.model.weights)).get("parts", {})  # noqa: PTH111
-        seen = [had[part].numpy() for part in ("train", "val") if part in had]
+        had: Any = {}
+        file = Path(os.path.expanduser(config.model.weights))  # noqa: PTH111
+        with contextlib.suppress(CheckpointError, ModelError):  # other weights do not say what they were trained on
+            had = open_model(file).parts if file.suffix == ".safetensors" else read_checkpoint(file).get("parts", {})
+        seen = [np.asarray(had[part]) for part in ("train", "val") if part in had]
         if seen and (count := among(tested.numpy(), np.concatenate(seen)).sum()):
             text = f"{config.model.weights} was trained on {count} of the images that are to be tested (or groups)"
             hint = "give --seed and --data.test_fraction of that run, or lay out a test part"
             print(f"warning: {text}, so the test will look better than it is; {hint}", file=sys.stderr)
     if cli.run_dir is not None:
         start.copy_to(cli.run_dir)
-        write_yaml(plain_options(cli.parser, config), cli.run_dir / "config.yaml")
+        write_yaml(cli.options, cli.run_dir / "config.yaml")
     if isinstance(trainer.logger, TensorBoardLogger):
         _show_what_goes_in(trainer.logger, model, data)
 

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from lit_nn.engine.callbacks import EMA, Checkpoints, KeepFeatures, MetricsCSV, ProgressBar
-from lit_nn.engine.configuration import plain_options
 from lit_nn.engine.option_checks import check_processes, refuse
 from lit_nn.engine.resume import RunState, SafeCheckpointIO
 from lit_nn.errors import UsageError, brief
@@ -66,7 +65,7 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
             folder = cli.run_dir / "checkpoints"
             cli.checkpoints = Checkpoints(folder, config.save_every_steps, config.save_every_minutes)
             callbacks.append(cli.checkpoints)
-        cli.state = RunState(plain_options(cli.parser, config))
+        cli.state = RunState(cli.options)
         callbacks += [cli.state, MetricsCSV(cli.run_dir / "metrics.csv")]
     try:
         trainer = L.Trainer(**{**given, "callbacks": callbacks, "plugins": plugins})

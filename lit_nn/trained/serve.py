@@ -32,7 +32,7 @@ HEADERS = {401: "www-authenticate: Bearer\r\n", 429: "retry-after: 1\r\n", 503: 
 HTML = "text/html; charset=utf-8\r\ncontent-security-policy: default-src 'self' 'unsafe-inline' blob: data:"
 JSON = "application/json"
 PARAMETERS = {  # of /predict: how they look, what is said of others
-    "top_k": ("0*[1-9][0-9]{0,8}", "a whole number from 1"),
+    "top_k": ("0{0,9}[1-9][0-9]{0,8}", "a whole number from 1"),
     "threshold": (r"0?\.[0-9]{1,20}|[01](\.0*)?", "a number from 0 to 1"),
     "heat_map": ("true|false", "true or false"),
 }
