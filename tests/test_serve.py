@@ -71,9 +71,10 @@ class Served(NamedTuple):
             assert re.fullmatch(r'\{"error": ".+"\}', body.decode()), body
         return code
 
-    def memory(self) -> int:
+    def memory(self, name: str = "VmRSS") -> int:
+        """MB of the process now, or "VmHWM", at most so far."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) // 1000  # type: ignore[index]
+        return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) // 1000  # type: ignore[index]
 
 
 @contextmanager
@@ -263,6 +264,8 @@ HOSTILE: dict[str, tuple[Maker, tuple[int, ...], str]] = {  # what is sent, the 
     "no number": (lambda r: post(BOOT).replace(b"content-length: ", b"content-length: -"), (400,), ""),
     "two lengths": (lambda r: post(BOOT, head="transfer-encoding: chunked\r\n"), (400,), ""),
     "bad chunks": (lambda r: chunked(b"zz\r\n" + r.randbytes(20)), (400,), ""),
+    "endless headers behind": (lambda r: chunked(b"0\r\na: " + b"b" * r.randrange(40_000, 90_000)), (431,), ""),
+    "a long number": (lambda r: post(BOOT, f"/predict?top_k={'0' * 5000}1"), (422,), ""),
     "long headers": (lambda r: post(BOOT, head=f"x: {'a' * r.randrange(20_000, 60_000)}\r\n"), (431,), ""),
     "a long address": (lambda r: post(BOOT, "/" + "a" * 20_000), (431,), ""),
     "no such address": (lambda r: post(BOOT, f"/{r.randrange(9)}/../etc/passwd"), (404,), ""),
@@ -302,6 +305,18 @@ def test_hostile_requests_get_a_sentence_and_the_next_one_its_answer(count: int,
         assert served.process.wait(10) == 0
         assert served.process.stderr is not None
         assert served.process.stderr.read() == ""
+
+
+@pytest.mark.posix
+def test_big_images_in_one_request_take_turns(model: Path) -> None:
+    content = io.BytesIO()
+    Image.new("L", (3000, 3000), 255).save(content, "PNG")
+    with serve(model) as served:
+        (alone,) = served.ask("/predict", content.getvalue())[1]["results"]
+        before = served.memory("VmHWM")
+        results = served.ask("/predict", form(*[("a", content.getvalue())] * 16), **FORM)[1]["results"]
+        assert [one["predictions"] for one in results] == [alone["predictions"]] * 16
+        assert served.memory("VmHWM") < before + 60
 
 
 @pytest.mark.posix

@@ -118,19 +118,26 @@ class Batcher:
 
     def _found(self, batch: list[Item]) -> list[Found | Refusal]:
         try:
-            decoded = [self._pixels(item.file) for item in batch]
+            decoded = [self._decoded(item) for item in batch]
             return [
-                image
-                if isinstance(image, Refusal)
-                else (*judged, data_uri(self.model.overlay(image)) if item.heat_map else "")
+                self._shown(item, image, judged) if isinstance(image, np.ndarray) else image
                 for item, image, judged in zip(batch, decoded, self.model.judge(decoded), strict=True)
             ]
         except Exception:  # the runtime can run out of memory for instance
             logging.exception("a batch of %d images failed", len(batch))
             return [Refusal(500, "The model failed; the server's log says why.") for _ in batch]
 
-    def _pixels(self, file: bytes) -> Pixels | Refusal:
-        """An image file as the model takes it, prepared as predict.py does it."""
+    def _shown(self, item: Item, image: Pixels, judged: tuple[NDArray[np.float32], float]) -> Found:
+        return (*judged, data_uri(self.model.overlay(image)) if item.heat_map else "")
+
+    def _big(self, item: Item, image: Image.Image) -> Found:
+        """All of the work on one big image, of which nothing but the answer stays."""
+        pixels = self.model.pixels(image)
+        return self._shown(item, pixels, *self.model.judge([pixels]))
+
+    def _decoded(self, item: Item) -> Pixels | Found | Refusal:
+        """An image file as the model takes it, prepared as predict.py does it; of a big one already the answer."""
+        file = item.file
         try:
             with Image.open(io.BytesIO(file), formats=FORMATS) as image:
                 if (count := pixel_count(image)) > self.limits.max_pixels:
@@ -139,7 +146,9 @@ class Batcher:
                     )
                 side = 2 * max(self.model.image_shape[1:])
                 image.draft(None, (side, side))  # a JPEG far larger than needed, at a part of its size
-                return self.big.submit(self.model.pixels, image).result() if count > BIG else self.model.pixels(image)
+                if pixel_count(image) > BIG:
+                    return self.big.submit(self._big, item, image).result()
+                return self.model.pixels(image)
         except UnidentifiedImageError:
             return Refusal(415, f"The file is not an image in {', '.join(FORMATS)}." if file else "The file is empty.")
         except Exception as error:  # decoders raise all kinds of things at broken or hostile files

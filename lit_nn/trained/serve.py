@@ -43,7 +43,8 @@ class Request:
 
     def __init__(self, server: "Server") -> None:
         self.server, self.url, self.headers, self.body = server, bytearray(), dict[str, str](), bytearray()
-        self.method, self.path, self.query, self.size = "", "", "", 0  # size: of the body in bytes
+        self.method, self.path, self.query = "", "", ""
+        self.size = self.fed = 0  # bytes of the body, and of all that has come
         self.complete = self.keep = False  # keep: another one may follow on the same connection
         self.on_url, self.on_body = self.url.extend, self.body.extend
         self.parser = httptools.HttpRequestParser(self)
@@ -73,7 +74,10 @@ class Request:
                 raise Refusal(400, "This is not HTTP/1.1 as it should be.") from error
             self.keep = False  # what follows is left out; clients send it again on another connection
         self.server.held += len(self.body) - self.size
-        self.size = len(self.body)
+        self.size, self.fed = len(self.body), self.fed + len(data)
+        # Each byte of a body may come as a chunk of its own; what else there is are headers, before it or behind.
+        if self.fed - self.size > 2 * HEAD + min(16 * self.size, limits.max_bytes):
+            raise Refusal(431, f"The headers have more than {HEAD:,} bytes.")
         if max(self.size, int(self.headers.get("content-length", 0))) > limits.max_bytes:
             raise Refusal(413, f"The request is too large; at most {limits.max_bytes:,} bytes are taken.")
         if self.server.held > limits.max_memory:
