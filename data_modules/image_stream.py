@@ -47,11 +47,9 @@ class ImageStream(ImageDataModule):
         require("window", window, window >= 1, "at least 1")
         require("workers", workers, workers is None or workers >= 0, "at least 0")
         require("on_device", self.on_device, not self.on_device, "left out: a stream is not kept")
-        for name, own, is_default in (
-            ("val_fraction", self.val_fraction, self.val_fraction == 0.1),
-            ("folds", options.get("folds"), not options.get("folds")),
-        ):
-            require(name, own, is_default, "left out: the shards have their parts")
+        left_out, folds = "left out: the shards have their parts", options.get("folds")
+        require("val_fraction", self.val_fraction, self.val_fraction == 0.1, left_out)
+        require("folds", folds, folds is None, left_out)
         self.window, self.workers, self.cache_bytes = window, workers, cache_gb * 1e9
         self._store = Store(self.data_dir)
         try:

@@ -88,14 +88,14 @@ def main(words: list[str]) -> None:
     folds, folder = options.folds, options.run_dir
     cli = begin(rest, folds, folder)
     data, accuracies = cli.datamodule, list[float]()
-    labels = data.split("train")[1].numpy()
+    labels, images = data.split("train")[1].numpy(), fingerprint(data)
     shares, fold_of = np.zeros((len(labels), len(data.class_names))), np.zeros(len(labels), np.int64)
     fixed = [*rest, f"--seed={cli.config.seed_everything}", f"--data.folds={folds}"]
     for fold in range(1, folds + 1):
         run = folder / f"fold-{fold}"
         if not (run / "answers.npz").exists():
             with run.with_suffix(".txt").open("a", encoding="utf-8") as log, redirect_stdout(log):
-                train(run, [*fixed, f"--data.fold={fold}"], fingerprint(data))
+                train(run, [*fixed, f"--data.fold={fold}"], images)
         with np.load(run / "answers.npz") as answers:
             rows = answers["rows"]
             shares[rows], fold_of[rows] = answers["shares"], fold

@@ -359,6 +359,16 @@ def test_what_a_checkpoint_says_of_its_network_starts_nothing(
     assert not Path("hacked").exists()
 
 
+def test_no_class_of_a_checkpoint_gets_into_config_yaml(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = torch.load(STORED / f"format{CHECKPOINT_FORMAT}.ckpt", weights_only=True)
+    checkpoint["settings"]["model"]["backbone_lr"] = POPEN
+    torch.save(checkpoint, "some.ckpt")
+    Path("mine.yaml").write_text("trainer: {max_epochs: 3}", encoding="utf-8")
+    assert train(["--resume", "some.ckpt", "--config", "mine.yaml", "--run_dir", "run", *FEW]) == 0
+    assert "subprocess" not in Path("run/config.yaml").read_text(encoding="utf-8")
+
+
 def test_weights_that_a_checkpoint_names_are_not_read(tmp_path: Path) -> None:
     torch.save(changed({ARGUMENTS: {"weights": str(tmp_path / "nowhere.pth")}}), path := tmp_path / "a.ckpt")
     assert LitClassifier.load_from_checkpoint(path).account == ""

@@ -75,7 +75,7 @@ class Checkpoints(Checkpoint):
             self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Watch for signals."""
+        """Watch for signals; refuses validations between two optimizer steps."""
         self._saved_at = time.monotonic()
         every, gathered = trainer.val_check_batch or math.inf, trainer.accumulate_grad_batches
         if every < trainer.num_training_batches and every % gathered:  # best.ckpt would lack some gradients

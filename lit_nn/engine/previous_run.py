@@ -50,9 +50,9 @@ class StartingPoint:
             self.settings = settings_of_data(self.checkpoint, self.path)
             return
         self.settings = plain_settings(self.checkpoint, self.path, trusted="config" in given)
-        model = self.checkpoint["settings"]["model"]
-        self.began = {name: model.get(name) for name in ("weights", "net_args", "backbone_lr")}
-        model |= self.settings["model"]
+        model, plain = self.checkpoint["settings"]["model"], self.settings["model"]
+        self.began = {n: model.get(n) for n in ("weights", "net_args", "backbone_lr") if n in plain}  # no classes
+        model |= plain
 
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
         """Refuse to go on as something that the checkpoint cannot become."""
