@@ -8,7 +8,9 @@ for instance --model.net_args.input_size 128, which takes less than half the tim
 """
 
 import argparse
+import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -40,6 +42,7 @@ def main() -> None:
             line = [*words, "--data_dir", options.folder, "--weights", options.weights, *further]
             with tempfile.TemporaryDirectory() as folder:
                 result, _ = train(ROOT / "configs" / f"{recipe}.yaml", seed, Path(folder) / "run", line)
+            print(f"{recipe} {' '.join(words)}, seed {seed}: {json.dumps(result)}", file=sys.stderr)
             accuracies.append(100 * result["val_acc"])
             seconds.append(result["seconds"])
         spread = f"{min(accuracies):.1f} to {max(accuracies):.1f}"

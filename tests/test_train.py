@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import platform
 import random
 import re
 import shutil
@@ -17,6 +18,7 @@ from conftest import Patch, Refused, Said, images_in, rows_of, script
 from filelock import FileLock
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ProgressBar
+from resume_runs import differences
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -190,6 +192,24 @@ def test_flat_and_dotted_flags_mean_the_same(tmp_path: Path, capsys: Said) -> No
     assert over == printed_config(["--lr", "0.25", "-c", path, *CPU], capsys)
     assert over["model"] == first["model"] | {"lr": 0.25}  # the command line over the file, the file over the defaults
     assert over["trainer"] == first["trainer"] | {"accelerator": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"), [({}, "32-true"), ({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed")]
+)
+def test_auto_is_a_number_format_that_the_cpu_has(
+    known: dict[str, bool], expected: str, tmp_path: Path, monkeypatch: Patch, capsys: Said
+) -> None:
+    assert {"avx512_bf16", "amx_bf16"} <= torch.cpu.get_capabilities().keys() or platform.machine() != "x86_64"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    line = [*STEPS, "--net", "lenet", "--precision"]
+    for name, word in (("auto", "auto"), ("typed", expected)):
+        assert train([*line, word, "--run_dir", str(tmp_path / name)]) == 0
+    assert yaml.safe_load((tmp_path / "auto" / "config.yaml").read_text())["trainer"]["precision"] == expected
+    assert differences(tmp_path / "auto", tmp_path / "typed") == []
+    assert "This CPU has no bfloat16" not in capsys.readouterr().out
+    assert train([*FAST, "--precision", "bf16-mixed"]) == 0
+    assert ("This CPU has no bfloat16" in capsys.readouterr().out) == (expected == "32-true")
 
 
 def test_help_names_what_there_is_with_the_true_defaults(capsys: Said) -> None:

@@ -19,7 +19,7 @@ from lit_nn.engine.console import quieten
 from lit_nn.engine.flags import FLAGS, to_dotted
 from lit_nn.engine.previous_run import StartingPoint, new_run_dir, rebuild
 from lit_nn.engine.resume import RunState
-from lit_nn.engine.trainer import build_trainer
+from lit_nn.engine.trainer import Trainer, build_trainer, fast_precision
 from lit_nn.errors import UsageError
 
 # What the data set tells the classifier.
@@ -61,6 +61,7 @@ class LitCLI(LightningCLI):
             super().__init__(
                 LitClassifier,
                 ImageDataModule,
+                trainer_class=Trainer,
                 subclass_mode_data=True,
                 parser_class=Parser,
                 save_config_callback=None,  # `running` writes it into the run folder
@@ -110,6 +111,8 @@ class LitCLI(LightningCLI):
         # As they were typed: the parser takes a folder 1e3 for a number, and [a] for a list.
         for option in {"data.data_dir", "run_dir"} & self.given.keys():
             config[option.replace("data.", "data.init_args.")] = self.given[option]
+        if config.trainer.precision == "auto":
+            config.trainer.precision = fast_precision(config.trainer.accelerator)  # which a resumed run keeps
         config.ckpt_path = self.start.path and str(self.start.path)
         config.run_dir = config.run_dir or (self.start.folder and str(self.start.folder))
         option_checks.check_seed(self.start.checkpoint, before, config)

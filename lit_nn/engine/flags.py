@@ -49,7 +49,7 @@ FLAGS = [
     Flag("num_nodes", "trainer.num_nodes", "1", "how many machines"),
     Flag("strategy", "trainer.strategy", "auto", "how several processes share the work: ddp, fsdp, auto"),
     Flag("sync_batchnorm", "trainer.sync_batchnorm", "false", "BatchNorm over the images of all GPUs, not of each"),
-    Flag("precision", "trainer.precision", "32-true", "number format: 32-true, bf16-mixed, 16-mixed"),
+    Flag("precision", "trainer.precision", "32-true", "number format: 32-true, bf16-mixed, 16-mixed; auto: a fast one"),
     Flag("channels_last", "model.channels_last", "false", "order of memory that wide convolutions compute faster in"),
     Flag("compile", "compile", "false", "compile the network; for a small one on a GPU: reduce-overhead", Compile),
     Flag("flip_in_eval", "model.flip_in_eval", "false", "in use, take each image mirrored too; both: upside down, too"),

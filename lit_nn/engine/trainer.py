@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from lit_nn.engine.callbacks import EMA, Checkpoints, KeepFeatures, MetricsCSV, ProgressBar
@@ -27,6 +27,26 @@ if TYPE_CHECKING:
     from lit_nn.engine.cli import LitCLI
 
 FSDP_UNIT = 10_000_000  # parameters of a part of a network that FSDP gathers only while it is needed
+
+
+class Trainer(L.Trainer):
+    """Lightning's, for the parser: ``--precision`` may be auto as well, which LitCLI replaces by `fast_precision`."""
+
+    def __init__(self, *args: Any, precision: int | str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, precision=precision, **kwargs)  # type: ignore[arg-type]  # refuses what it has not
+
+
+def fast_precision(accelerator: str) -> str:
+    """bf16-mixed where the device has instructions for it, else 16-mixed on a GPU and 32-true anywhere else.
+
+    A CPU without them takes 15 times as long in bfloat16 as in float32: 16 images of 224 x 224, EfficientNet-Lite0, 20
+    and 1.3 s a step on two cores of an AMD EPYC with AVX2, torch 2.15.0.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    known = torch.cpu.get_capabilities()
+    return "bf16-mixed" if on_cpu and (known.get("avx512_bf16") or known.get("amx_bf16")) else "32-true"
 
 
 def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
@@ -68,7 +88,7 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
         cli.state = RunState(cli.options)
         callbacks += [cli.state, MetricsCSV(cli.run_dir / "metrics.csv")]
     try:
-        trainer = L.Trainer(**{**given, "callbacks": callbacks, "plugins": plugins})
+        trainer = Trainer(**{**given, "callbacks": callbacks, "plugins": plugins})
         check_processes(config, trainer)
     except UsageError:
         raise
@@ -81,6 +101,9 @@ def build_trainer(cli: "LitCLI", given: dict[str, Any]) -> L.Trainer:
     keep_memory()
     if trainer.strategy.root_device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
         torch.set_float32_matmul_precision("high")  # TF32, which torch's convolutions take anyway
+    on_cpu, is_slow = trainer.strategy.root_device.type == "cpu", fast_precision("cpu") == "32-true"
+    if on_cpu and is_slow and str(trainer.precision).startswith("bf16"):
+        rank_zero_only(print)("This CPU has no bfloat16: --precision 32-true (or auto) is many times as fast here.")
     if given["accelerator"] == "auto" and shutil.which("nvidia-smi") and not torch.cuda.is_available():
         rank_zero_warn("an NVIDIA GPU is here that PyTorch cannot use: is its driver too old? See the README")
     return trainer
