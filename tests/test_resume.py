@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -23,6 +24,7 @@ from lit_nn import LitClassifier
 from lit_nn.__main__ import main as lightning_cli
 from lit_nn.nets import NETS
 from lit_nn.optim import SCHEDULES
+from lit_nn.progress import Progress
 
 train = script("train")
 
@@ -91,6 +93,33 @@ def test_early_stopping_ends_a_continued_run_where_it_would_have(tmp_path: Path)
     assert 1 < len(rows(tmp_path / "straight")) < 8
     assert train(["--resume", str(tmp_path / "straight")]) == 0  # it has ended: nothing left to do
     assert differences(tmp_path / "straight", tmp_path / "stopped") == []
+
+
+def test_early_stopping_inside_an_epoch_goes_on_from_there(tmp_path: Path) -> None:
+    words = ["--net", "lenet", "--trainer.limit_train_batches", "8", "--schedule", "constant", "--lr", "0"]
+    words += ["--trainer.val_check_interval", "2", "--early_stopping"]
+    straight, stopped = finished([*words, "9"], tmp_path / "straight"), finished([*words, "1"], tmp_path / "stopped")
+    state = load(stopped / "checkpoints" / "last.ckpt")
+    assert (state["epoch"], state["global_step"]) == (0, 4)
+    assert train(["--resume", str(stopped)]) == 0  # nothing left to do
+    assert train(["--resume", str(stopped), "--early_stopping", "9"]) == 0
+    assert [place for place in differences(straight, stopped) if "EarlyStopping" not in place] == []
+
+
+def test_a_stop_between_two_batches_of_a_step_waits_for_the_step(tmp_path: Path, monkeypatch: Patch) -> None:
+    words = ["--net", "lenet", "--schedule", "constant", "--trainer.accumulate_grad_batches", "2"]
+    straight = finished(words, tmp_path / "straight")
+
+    def on_train_batch_end(self: Progress, trainer: L.Trainer, *rest: Any) -> None:
+        trainer.should_stop |= trainer.current_epoch == 1 and rest[-1] == 0  # as max_time does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_train_batch_end", on_train_batch_end)
+        stopped = finished(words, tmp_path / "stopped")
+    state = load(stopped / "checkpoints" / "last.ckpt")
+    assert (state["epoch"], state["global_step"]) == (1, 3)
+    assert train(["--resume", str(stopped)]) == 0
+    assert differences(straight, stopped) == []
 
 
 def test_the_random_numbers_of_a_mac_are_kept(tmp_path: Path, monkeypatch: Patch) -> None:

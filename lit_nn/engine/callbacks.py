@@ -48,6 +48,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = 0.0  # time.monotonic() of the latest saving
         self._started = 0.0  # time.monotonic() less the seconds trained before
         self._ends_inside = False  # whether the run ends inside an epoch
+        self._stop_put_off = False  # whether it is to stop after this step, whose gradients are still being gathered
         self._steps_due = False  # whether every_steps has asked for a save
 
     @property
@@ -101,18 +102,23 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save inside an epoch, if it is time to."""
+        trainer.should_stop |= self._stop_put_off
         # One that a validation puts off stays due.
         self._steps_due |= bool(self.every_steps and trainer.global_step % self.every_steps == 0)
         minutes_due = bool(self.every_minutes and time.monotonic() - self._saved_at >= 60 * self.every_minutes)
-        ends = trainer.global_step == trainer.max_steps or trainer.should_stop  # should_stop: max_time is over
+        ends = trainer.global_step == trainer.max_steps or _stops(trainer)
         wanted = self._signum or int(self._steps_due or minutes_due)
         # Nearly always it is not time to: the questions below take longer, and those to other processes longer still.
         if not ends and not (
             wanted if trainer.world_size == 1 else self._steps_due or trainer.global_step % ASK_EVERY == 0
         ):
             return
-        # Gradients are not in a checkpoint, and at the end of an epoch its own saving follows.
-        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if trainer.is_last_batch:  # the epoch's own saving follows
+            return
+        gathers = (batch_idx + 1) % trainer.accumulate_grad_batches > 0
+        self._stop_put_off = gathers and ends
+        if gathers:  # gradients are not in a checkpoint
+            trainer.should_stop &= not ends
             return
         # A continued run would leave out a validation that follows this very step.
         validates = trainer.fit_loop.epoch_loop._should_check_val_fx(cast(Any, trainer.fit_loop._data_fetcher))
@@ -132,6 +138,9 @@ class Checkpoints(Checkpoint):
         """Save the best inside an epoch: at its end the weights are others than those that were validated."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
             self._save_best(trainer)
+            if _stops(trainer) and not self._ends_inside:  # early stopping, by this validation
+                self._ends_inside = True
+                self._save(trainer, self.last)
 
     def _save_best(self, trainer: L.Trainer) -> bool:
         """Save best.ckpt if the last validation is better than all before; whether it is."""
@@ -168,6 +177,12 @@ def to_continue(folder: Path) -> str:
     launched_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" in os.environ
     how = ", with the same launcher: " if launched_outside else ": python "
     return f"To continue{how}scripts/train.py --resume {shlex.quote(str(folder))}"
+
+
+def _stops(trainer: L.Trainer) -> bool:
+    """Whether a callback has asked the training to stop, max_time for instance, and it may."""
+    epochs, steps = trainer.min_epochs or 0, trainer.min_steps or 0
+    return trainer.should_stop and trainer.current_epoch >= epochs and trainer.global_step >= steps
 
 
 def _largest(trainer: L.Trainer, number: int) -> int:
