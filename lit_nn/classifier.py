@@ -147,7 +147,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         if every and (self.global_step + 1) % every == 0:
             # at intervals only: self.log costs as much as a small network's step
             self.log("train_loss_step", loss)
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log("lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -193,7 +193,7 @@ def test_stopped_and_continued_is_the_same_run(words: str, weights: Path, tmp_pa
     assert differences(straight, stopped) == []
     assert (straight / "config.yaml").read_bytes() == (stopped / "config.yaml").read_bytes()
     weights.unlink()  # which nobody needs any more
-    assert train(["--resume", str(stopped), "--max_epochs", "3"]) == 0
+    assert train([*line, "--resume", str(stopped), "--max_epochs", "3"]) == 0  # as a job that is queued again does
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Runs that are stopped anywhere and continued: equal to the last bit to those that are not."""
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from data_modules import FashionMNISTSample
 from data_modules.augment import AUGMENTATIONS
 from lit_nn import LitClassifier
 from lit_nn.__main__ import main as lightning_cli
+from lit_nn.engine.callbacks import Checkpoints
 from lit_nn.nets import NETS
 from lit_nn.optim import SCHEDULES
 from lit_nn.progress import Progress
@@ -74,8 +76,9 @@ def test_stopped_and_continued_is_the_same_run(words: str, kill: bool, tmp_path:
     assert_resumes_exactly(line, tmp_path, [1, 3] if "accumulate" in words else [2, 4, 6], kill)
 
 
-def test_ended_inside_an_epoch_by_max_steps_and_made_longer(tmp_path: Path, capfd: Said) -> None:
-    words = ["--net", "lenet", "--schedule", "constant"]
+@pytest.mark.parametrize("more", [[], ["--trainer.val_check_interval", "2", "--early_stopping", "9"]])
+def test_ended_inside_an_epoch_by_max_steps_and_made_longer(more: list[str], tmp_path: Path, capfd: Said) -> None:
+    words = ["--net", "lenet", "--schedule", "constant", *more]
     straight, longer = finished(words, tmp_path / "straight"), tmp_path / "longer"
     finished([*words, "--trainer.max_steps", "2"], longer)
     assert train(["--resume", str(longer), "--trainer.max_steps", "6"]) == 0
@@ -101,9 +104,40 @@ def test_early_stopping_inside_an_epoch_goes_on_from_there(tmp_path: Path) -> No
     straight, stopped = finished([*words, "9"], tmp_path / "straight"), finished([*words, "1"], tmp_path / "stopped")
     state = load(stopped / "checkpoints" / "last.ckpt")
     assert (state["epoch"], state["global_step"]) == (0, 4)
-    assert train(["--resume", str(stopped)]) == 0  # nothing left to do
+    (stopped / "result.json").rename(before := tmp_path / "result.json")  # as if it had been killed before its test
+    assert train(["--resume", str(stopped)]) == 0  # nothing left to train
+    assert json.loads(before.read_text())["epochs"] == json.loads((stopped / "result.json").read_text())["epochs"] == 1
     assert train(["--resume", str(stopped), "--early_stopping", "9"]) == 0
     assert [place for place in differences(straight, stopped) if "EarlyStopping" not in place] == []
+
+
+def test_what_has_to_go_on_is_not_ended_by_a_patience_that_is_over(tmp_path: Path) -> None:
+    words = ["--net", "mlp", "--lr", "0", "--early_stopping", "1", "--trainer.min_epochs", "4", "--max_epochs", "6"]
+    assert_resumes_exactly(words, tmp_path, [13])
+    assert len(rows(tmp_path / "straight")) == 4
+
+
+def test_steps_of_several_batches_are_saved_once(tmp_path: Path, monkeypatch: Patch) -> None:
+    saved = list[int]()
+    save = Checkpoints._save
+
+    def remember(self: Checkpoints, trainer: L.Trainer, path: Path) -> None:
+        saved.append(trainer.global_step)
+        save(self, trainer, path)
+
+    monkeypatch.setattr(Checkpoints, "_save", remember)
+    words = ["--net", "mlp", "--trainer.accumulate_grad_batches", "2", "--save_every_steps", "2", "--max_epochs", "1"]
+    finished([*words, "--trainer.limit_train_batches", "12"], tmp_path / "run")
+    assert saved == [2, 4, 6]
+
+
+def test_the_rate_of_the_body_follows_its_option_under_plateau(tmp_path: Path) -> None:
+    words = ["--net", "lenet", "--schedule", "plateau", "--lr", "0.01", "--backbone_lr", "0.1", "--max_epochs", "1"]
+    run = finished(words, tmp_path / "run")
+    assert [row["lr"] for row in rows(run)] == ["0.01"]  # that of the head
+    assert train(["--resume", str(run), "--backbone_lr", "0.5", "--max_epochs", "2"]) == 0
+    groups = load(run / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert {group["lr"] for group in groups} == {0.005, 0.01}
 
 
 def test_a_stop_between_two_batches_of_a_step_waits_for_the_step(tmp_path: Path, monkeypatch: Patch) -> None:

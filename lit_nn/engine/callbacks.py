@@ -103,10 +103,11 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save inside an epoch, if it is time to."""
         trainer.should_stop |= self._stop_put_off
+        gathers = (batch_idx + 1) % trainer.accumulate_grad_batches > 0
         # One that a validation puts off stays due.
-        self._steps_due |= bool(self.every_steps and trainer.global_step % self.every_steps == 0)
+        self._steps_due |= bool(self.every_steps and not gathers and trainer.global_step % self.every_steps == 0)
         minutes_due = bool(self.every_minutes and time.monotonic() - self._saved_at >= 60 * self.every_minutes)
-        ends = trainer.global_step == trainer.max_steps or _stops(trainer)
+        ends = _ends(trainer)
         wanted = self._signum or int(self._steps_due or minutes_due)
         # Nearly always it is not time to: the questions below take longer, and those to other processes longer still.
         if not ends and not (
@@ -115,15 +116,17 @@ class Checkpoints(Checkpoint):
             return
         if trainer.is_last_batch:  # the epoch's own saving follows
             return
-        gathers = (batch_idx + 1) % trainer.accumulate_grad_batches > 0
         self._stop_put_off = gathers and ends
         if gathers:  # gradients are not in a checkpoint
             trainer.should_stop &= not ends
             return
-        # A continued run would leave out a validation that follows this very step.
+        # A continued run would leave out a validation that follows this very step; not that of a stop, which is no part
+        # of a run without it.
+        stops, trainer.should_stop = trainer.should_stop, False
         validates = trainer.fit_loop.epoch_loop._should_check_val_fx(cast(Any, trainer.fit_loop._data_fetcher))
-        self._ends_inside = ends
-        if ends or (not validates and _largest(trainer, wanted)):
+        trainer.should_stop = stops
+        self._ends_inside = ends and not validates
+        if not validates and (ends or _largest(trainer, wanted)):
             self._save(trainer, self.last)
         if not ends and not validates:
             self._stop_if_asked_to(trainer)
@@ -138,7 +141,7 @@ class Checkpoints(Checkpoint):
         """Save the best inside an epoch: at its end the weights are others than those that were validated."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
             self._save_best(trainer)
-            if _stops(trainer) and not self._ends_inside:  # early stopping, by this validation
+            if _ends(trainer) and not self._ends_inside:  # early stopping by this validation, or its step was the last
                 self._ends_inside = True
                 self._save(trainer, self.last)
 
@@ -179,10 +182,11 @@ def to_continue(folder: Path) -> str:
     return f"To continue{how}scripts/train.py --resume {shlex.quote(str(folder))}"
 
 
-def _stops(trainer: L.Trainer) -> bool:
-    """Whether a callback has asked the training to stop, max_time for instance, and it may."""
+def _ends(trainer: L.Trainer) -> bool:
+    """Whether the training ends after this step: by max_steps, or a callback has asked it to (max_time) and it may."""
     epochs, steps = trainer.min_epochs or 0, trainer.min_steps or 0
-    return trainer.should_stop and trainer.current_epoch >= epochs and trainer.global_step >= steps
+    may_stop = trainer.should_stop and trainer.current_epoch >= epochs and trainer.global_step >= steps
+    return trainer.global_step == trainer.max_steps or may_stop
 
 
 def _largest(trainer: L.Trainer, number: int) -> int:
@@ -275,7 +279,7 @@ class MetricsCSV(Callback):
         names = [name for name in metrics if name not in ("train_loss_step", "lr")]
         columns = dict.fromkeys([*self.COLUMNS, *sorted({*names, *(name for row in rows for name in row)})])
         values = {n: metrics[n].item() for n in names if epoch == self.validated or not n.startswith("val_")}
-        values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        values["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]  # the head's
         row = {name: f"{value:.7g}" for name, value in values.items()}  # a float32 has no more digits
         row |= {"epoch": str(epoch), "step": str(trainer.global_step)}
         with atomic_path(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:

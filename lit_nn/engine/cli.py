@@ -54,6 +54,8 @@ class LitCLI(LightningCLI):
             read_yaml(Path(file))  # says what the parser would not
         option_checks.check_stage(stage, self.given)
         self.start = StartingPoint(stage, self.given)
+        if self.start.began:  # its checkpoint has the weights
+            words = [word for word in words if not word.startswith("--model.weights=")]
         self.run_dir: Path | None = None  # stays None where nothing is written
         self.checkpoints: Checkpoints | None = None
         self._failed: Exception | None = None  # what a constructor has raised

@@ -38,11 +38,11 @@ class StartingPoint:
         self.checkpoint, self.settings = dict[str, Any](), dict[str, Any]()
         self.began = dict[str, Any]()  # options of the model with which the run that is continued began
         if self.continues:
-            refuse("model.weights" in given, "--weights is for the start of a run; leave it out with --resume")
             self.path, self.folder = _find(given["ckpt_path"], given.get("run_dir"))
         if self.path is None:
             if self.folder is not None:
                 self.settings = known_options(read_yaml(self.folder / "config.yaml"))
+                _check_weights(given, self.settings["model"])
                 rank_zero_only(print)(f"{self.folder} has no checkpoint yet: it starts again.")
             return
         self.checkpoint = read_checkpoint(self.path)
@@ -52,6 +52,7 @@ class StartingPoint:
         self.settings = plain_settings(self.checkpoint, self.path, trusted="config" in given)
         model, plain = self.checkpoint["settings"]["model"], self.settings["model"]
         self.began = {n: model.get(n) for n in ("weights", "net_args", "backbone_lr") if n in plain}  # no classes
+        _check_weights(given, model)
         model |= plain
 
     def check(self, classifier: LitClassifier, trainer: L.Trainer) -> None:
@@ -85,7 +86,8 @@ class StartingPoint:
             return f"its {epochs} epochs. To go on, ask for more: --max_epochs {2 * epochs}"
         if 0 < trainer.max_steps <= steps:
             return f"its {steps} steps. To go on, ask for more: --trainer.max_steps {2 * steps}"
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        may_end = epochs >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0)
+        for callback in trainer.callbacks if may_end else ():  # type: ignore[attr-defined]
             state = states.get(callback.state_key, {})
             if isinstance(callback, EarlyStopping) and state.get("wait_count", 0) >= max(callback.patience, 1):
                 return f"early stopping, {epochs} epochs. To go on, give a larger --early_stopping"
@@ -142,6 +144,13 @@ def rebuild(checkpoint: dict[str, Any], data: ImageDataModule) -> LitClassifier:
     classifier = LitClassifier(**{**arguments, "weights": "none"})  # a file that names some was not made here
     classifier.load_state_dict(tensors)
     return classifier
+
+
+def _check_weights(given: dict[str, Any], model: dict[str, Any]) -> None:
+    """Refuse other weights than those that the run began with; the same ones come with the same command."""
+    before = model.get("weights", "none")
+    text = f"--weights is for the start of a run, and this one began with {before}; leave it out with --resume"
+    refuse(given.get("model.weights", before) != before, text)
 
 
 def new_run_dir(config: Any, data_name: str, continued: Path | None) -> Path | None:

@@ -97,7 +97,7 @@ class RunState(Callback):
             restore_random_state(before[trainer.global_rank]["random"])
         latest = checkpoint["metrics"].items()  # an epoch without validation goes by the one before
         trainer.callback_metrics.update({k: torch.tensor(value) for k, value in latest if k.startswith("val_")})
-        _use_settings_of_now(trainer, pl_module, checkpoint["hyper_parameters"]["lr"], ratio)
+        _use_settings_of_now(trainer, pl_module, checkpoint["hyper_parameters"], ratio)
 
 
 def images_per_batch(trainer: L.Trainer, classifier: LitClassifier) -> int:
@@ -105,7 +105,7 @@ def images_per_batch(trainer: L.Trainer, classifier: LitClassifier) -> int:
     return min(classifier.data.batch_size * trainer.world_size, len(classifier.data.split("train")[2]))
 
 
-def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_before: float, ratio: float) -> None:
+def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, before: dict[str, Any], ratio: float) -> None:
     """Let the options of now win over those that optimizer and schedule have brought from the checkpoint.
 
     Where no option has changed, neither does anything here. ``ratio`` is images per step then / now; the steps taken
@@ -114,7 +114,8 @@ def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, lr_befor
     classifier.progress.on_train_start(trainer, classifier)  # the learning rate depends on the number of steps
     fresh: Any = classifier.configure_optimizers()
     schedule, fresh_schedule = trainer.lr_scheduler_configs[0].scheduler, fresh["lr_scheduler"]["scheduler"]
-    optimizer, changing = trainer.optimizers[0], {"params", *(["lr"] if classifier.hparams["lr"] == lr_before else [])}
+    same_rates = all(classifier.hparams[name] == before.get(name, 1.0) for name in ("lr", "backbone_lr"))
+    optimizer, changing = trainer.optimizers[0], {"params", *["lr"] * same_rates}
     for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
         group.update({name: value for name, value in new.items() if name not in changing})
         on_device = group.get("fused") or group.get("capturable")  # where it wants to find the number of its steps

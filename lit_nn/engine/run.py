@@ -65,7 +65,7 @@ def running(cli: LitCLI) -> Iterator[None]:
     except FloatingPointError as error:
         if cli.stage != "fit":
             raise Ended(str(error)) from error
-        where = f"step {trainer.global_step}, learning rate {trainer.optimizers[0].param_groups[0]['lr']:.3g}"
+        where = f"step {trainer.global_step}, learning rate {trainer.optimizers[0].param_groups[-1]['lr']:.3g}"
         raise Ended(f"{error} ({where}). Try a lower --lr, or --clip_grad 1") from error
     except MisconfigurationException as error:  # some options are only found not to fit together now
         raise UsageError(brief(error)) from error
@@ -174,7 +174,8 @@ def calibrate_best(cli: LitCLI) -> dict[str, Any]:
 def test_best(cli: LitCLI, found: dict[str, Any]) -> None:
     """Test the best checkpoint, ``found`` or yet to be read, write result.json, say what came out and what is next."""
     trainer, model, run_dir, checkpoints, best = cli.trainer, cli.model, cli.run_dir, cli.checkpoints, None
-    epochs, seconds = trainer.current_epoch, 0.0
+    begun: Any = trainer.fit_loop.epoch_progress.current
+    epochs, seconds = begun.started, 0.0
     validated: dict[str, Any] = dict(trainer.callback_metrics)
     if isinstance(trainer.strategy, FSDPStrategy):
         model = LitClassifier(**model.hparams)  # it has taken the trained one apart
