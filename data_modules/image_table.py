@@ -67,6 +67,8 @@ class ImageTable(ImageFiles):
         self._patterns = label.split(",") if by_column else []  # of the names of the columns of 0 and 1
         self._places, self._classes = dict[str, int](), dict[str, int]()  # of the columns, and of those of 0 and 1
         self._seen = dict[str | Decimal, tuple[str, int]]()  # each file, and each label that is a number: text and row
+        text = "text; in a YAML file it may be '#' or '~', too"  # which YAML takes for nothing on a command line
+        require("delimiter", delimiter, isinstance(delimiter, str), text)
         self.multi_label = by_column or delimiter != ""
         require("delimiter", delimiter, not (by_column and delimiter), "left out: each class has a column")
         several = "shuffled or weighted where images have several labels; in the loss: --class_weights balanced"
@@ -87,10 +89,11 @@ class ImageTable(ImageFiles):
                 images.append(image)
                 wrong += [f"row {row}{mistake}" for mistake in mistakes[:1]]
         labels = [image["labels"] for image in images]
-        names = sorted({name for found in labels for name in found})
-        if absent := self._classes.keys() - names:
+        present = {name for found in labels for name in found}
+        names = sorted(present | self._classes.keys())
+        if not self.only_tests and (absent := self._classes.keys() - present):
             wrong.append(f"row 1: no image is of the class {some(sorted(absent))}; leave out the column")
-        if self.delimiter and not wrong and all(len(found) < 2 for found in labels):
+        if not self.only_tests and self.delimiter and not wrong and all(len(found) < 2 for found in labels):
             first = f"row {rows[1][0]} for instance is '{''.join(labels[0])}'"
             wrong.append(f"no label has a '{self.delimiter}', {first}")
         if wrong:
@@ -146,7 +149,8 @@ class ImageTable(ImageFiles):
             needed = column in ("file", "label") or column in self.columns
             if header.count(name) > 1 or (needed and name not in header):
                 found = f"{header.count(name) or 'no'} columns '{name}' in row 1: {some(header)}"
-                raise DataError(f"{self.table} has {found}; say which is the {column}: --data.columns.{column} NAME")
+                hint = "add it" if self.only_tests else f"say which is the {column}: --data.columns.{column} NAME"
+                raise DataError(f"{self.table} has {found}; {hint}")
         self._places = {column: header.index(name) for column, name in names.items() if name in header}
         self._classes = {_plain(name): header.index(name) for name in classes}
         if unused := [name for name in others if name not in classes]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_modules.base import SPLITS, ImageDataModule, Split
 from data_modules.batches import images_per_class
-from data_modules.images.decode import digest
+from data_modules.images.decode import digest, visible
 
 CHUNK = 4096  # images measured at a time
 COLUMNS = 10  # images of each class on a sheet
@@ -126,7 +126,9 @@ def sample_sheet(images: Tensor, labels: Tensor, indices: Tensor, class_names: S
     for row, of_class in enumerate(shown.split([*map(len, rows)])):
         for column, image in enumerate(of_class):  # (C, H, W)
             top, left = row * (height + gap), column * (width + gap)
-            sheet[top : top + height, left : left + width] = image.permute(1, 2, 0)  # gray spreads to three channels
+            sheet[top : top + height, left : left + width] = visible(image).permute(
+                1, 2, 0
+            )  # gray spreads to three channels
 
     widths = [sum(2 if east_asian_width(letter) in "WF" else 1 for letter in name) for name in names]
     label_width = 0.2 + LETTER * max(widths)  # inches

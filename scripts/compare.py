@@ -15,7 +15,8 @@ from lit_nn.engine.configuration import flat
 from lit_nn.engine.console import CommandParser, check_figure, command, print_table
 
 CURVES = ("val_acc", "val_loss", "train_loss")
-FORMS = {"test_acc": ".2%", "test_loss": ".4f", "val_acc": ".2%", "num_params": ",", "epochs": ".4g", "seconds": ".1f"}
+FORMS = {"test_map": ".2%", "test_acc": ".2%", "test_loss": ".4f", "val_acc": ".2%", "num_params": ","}
+FORMS |= {"epochs": ".4g", "seconds": ".1f"}
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     options = {"data": result["data"]} | {n: str(v) for n, v in config if "seed" not in n and n not in one_of_many}
     rows = [*csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines())]
     curves = {name: {int(row["epoch"]) + 1: float(row[name]) for row in rows if row[name]} for name in CURVES}
-    return {"folder": folder, "options": options, "numbers": {name: result[name] for name in FORMS}, **curves}
+    numbers = {name: result[name] for name in FORMS if name in result or name != "test_map"}  # of several labels only
+    return {"folder": folder, "options": options, "numbers": numbers, **curves}
 
 
 def spread(runs: list[dict[str, Any]], name: str) -> str:
@@ -52,15 +54,16 @@ def main(words: list[str]) -> None:
                 print(f"{folder} is not a finished run ({type(error).__name__}: {error})", file=sys.stderr)
     if not found:
         parser.error("nothing to compare: name folders of finished runs, for instance runs/*")
-    runs = sorted(found.values(), key=lambda run: (-run["numbers"]["test_acc"], run["folder"]))
+    forms = [name for name in FORMS if all(name in run["numbers"] for run in found.values())]
+    runs = sorted(found.values(), key=lambda run: (-run["numbers"][forms[0]], run["folder"]))
     names = dict.fromkeys(name for run in runs for name in run["options"])
     differing = [name for name in names if len({run["options"].get(name) for run in runs}) > 1]
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         label = "\n".join(f"{name.rpartition('.')[2]} {run['options'].get(name, '-')}" for name in differing)
         groups.setdefault(label or "the seed or fold", []).append(run)
-    rows = [[label, str(len(same)), *(spread(same, name) for name in FORMS)] for label, same in groups.items()]
-    print_table(["what differs", "runs", *FORMS], rows, right=["runs", *FORMS], title="± is the standard deviation")
+    rows = [[label, str(len(same)), *(spread(same, name) for name in forms)] for label, same in groups.items()]
+    print_table(["what differs", "runs", *forms], rows, right=["runs", *forms], title="± is the standard deviation")
     figure = Figure((15, 6), 110, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         for number, (label, same) in enumerate([*groups.items()][:10]):  # as many as there are colours

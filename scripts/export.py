@@ -1,5 +1,6 @@
 """Export a checkpoint to ONNX and other formats; --help lists the options."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def main(words: list[str]) -> None:
         raise ModelError("\n".join(failures))
     if is_web:
         write_web(output.parent, runtime)
-        print(f"To see it: python -m http.server --bind 127.0.0.1 --directory {output.parent}")
+        print(f"To see it: python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(output.parent))}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,17 @@ def test_table_and_curves(words: list[str], runs: Path, capsys: Said) -> None:
     assert Path("comparison.png").stat().st_size > 10_000
 
 
+def test_runs_with_several_labels_go_by_their_mean_average_precision(tmp_path: Path, capsys: Said) -> None:
+    for name, lr, accuracy, precision in (("says_no", 0.1, 0.96, 0.21), ("good", 0.2, 0.94, 0.88)):
+        make_run(tmp_path / name, "lenet", lr, 0, accuracy)
+        path = tmp_path / name / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"test_map": precision}), encoding="utf-8")
+    assert main([str(tmp_path), "--output", str(tmp_path / "curves.png")]) == 0
+    said = capsys.readouterr().out
+    assert f"The best run: {tmp_path / 'good'}" in said.replace("\n", "")
+    assert "test_map" in said
+
+
 def test_what_is_no_run_is_said_and_the_others_are_compared(runs: Path, capsys: Said) -> None:
     make_run(runs / "other", "mlp", 0.1, 0, 0.9, "cifar10", "ema: 0.9\n")  # another data set and one option more
     (runs / "sample-lenet/0/result.json").unlink()

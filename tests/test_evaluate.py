@@ -15,6 +15,7 @@ from conftest import ROOT, Said, images_in, noise, script
 from test_export import save_checkpoint
 
 from data_modules import FashionMNISTSample, ImageFolder
+from data_modules.errors import DataNote
 from data_modules.sheets import drawable
 from lit_nn.checkpoint import load_classifier
 from lit_nn.trained.evaluate import Answers, data_of, measure
@@ -161,5 +162,13 @@ def test_no_image_that_was_trained_on_is_tested(tmp_path: Path, capsys: Said) ->
     images, _, rows = data_of(open_model(path), "image_table", None, str(tmp_path / "labels.csv")).split("test")
     assert len(rows)
     assert not trained & {images[row].numpy().tobytes() for row in rows}  # whatever names the same images
+    other = images_in(tmp_path / "other images", "cat", "dog", count=0)
+    for seed in range(5000, 5040):
+        noise(seed, channels=1).save(other / ("cat", "dog")[seed % 2] / f"{seed}.png")
+    (other / "cat" / "broken.png").write_bytes(b"no image")
+    with pytest.warns(DataNote, match="broken.png"):  # images of which none was there: all are tested
+        assert main([str(path), "--data_dir", str(other)]) == 0
+    assert json.loads((tmp_path / "a.ckpt-report" / "metrics.json").read_text())["images"] == 40
+    capsys.readouterr()
     assert main([str(tmp_path / "a.onnx")]) == 1
     assert capsys.readouterr().err.startswith("error: the model does not say where its images lie: give --data_dir")

@@ -124,11 +124,14 @@ def test_what_a_file_holds_beside_its_first_image_does_not_count(tmp_path: Path,
     assert np.abs(plain - more).max() < (30 if kind == "animation" else 1)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tiff", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tiff", ".webp", "_with_an_odd_tag.jpg"])
 def test_images_are_turned_upright(tmp_path: Path, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    columns("RGB", RED, BLUE, width=32, height=32).save(tmp_path / f"turned{suffix}", exif=exif)
+    if suffix.endswith("odd_tag.jpg"):
+        exif[0x010F] = "maker"
+    odd = exif.tobytes().replace(b"\x01\x0f\0\x02", b"\x01\x25\0\x02")  # the text under a tag that holds a number
+    columns("RGB", RED, BLUE, width=32, height=32).save(tmp_path / f"turned{suffix}", exif=odd)
     pixels = prepare_file(tmp_path / f"turned{suffix}", 32).astype(int)
     assert np.abs(pixels[:, 4, 16] - RED).max() < 30  # left is now at the top
     assert np.abs(pixels[:, 28, 16] - BLUE).max() < 30

@@ -242,6 +242,7 @@ def test_one_message_for_a_file_that_is_no_table(content: bytes, message: str, c
         ("--data.table pics/t.csv --data.columns.fiel path", 2, "it must be names for some of file, label, split"),
         ("--data.table pics/t.csv --data.columns.weight much", 1, "has no columns 'much' in row 1: file, label, group"),
         ("--data.table pics/t.csv --data.sampling weighted", 2, "the table has no column weight"),
+        ("--data.table pics/t.csv --data.delimiter #", 2, "delimiter is None; it must be text"),
         ("--data.table pics/t.csv --data.group_by .", 2, "group_by is .; it must be left out: the table has groups"),
     ],
 )
@@ -283,6 +284,20 @@ def test_a_run_goes_on_exactly_and_its_model_finds_its_test_images(cells: Cells,
         capsys.readouterr()
         assert script("evaluate")([str(model), *more]) == 0
         assert json.loads((best.parent / f"{model.name}-report" / "metrics.json").read_text())["images"] == 10
+
+
+def test_a_model_is_tried_on_another_table(cells: Cells, here: Path, capsys: Said) -> None:
+    groups = [f"g{number // 2}" for number in range(40)]
+    weighted = with_column(with_column(cells, "group", groups), "weight", ["1"] * 40)
+    words = ["--data", "image_table", "--data.table", write(weighted), "--net", "mlp", "--data.sampling", "weighted"]
+    best = finished([*words, "--data.folds", "4"], here / "run") / "checkpoints" / "best.ckpt"
+    for number in range(40, 70):
+        noise(number, 6, 6).save(f"pics/{number}.png")
+    others = [["file", "label"], *([f"{number}.png", ("ant", "bee")[number % 2]] for number in range(40, 70))]
+    for table in (others, with_column(others, "split", ["test"] * 30)):  # neither weights, nor parts, nor folds
+        assert script("evaluate")([str(best), "--table", write(table, "pics/others.csv")]) == 0
+        assert json.loads((best.parent / "best.ckpt-report" / "metrics.json").read_text())["images"] == 30
+        capsys.readouterr()
 
 
 def test_prepare_data_shows_groups_copies_and_sizes(cells: Cells, capsys: Said) -> None:

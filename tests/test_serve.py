@@ -190,6 +190,17 @@ def test_the_commands_of_the_page_get_answers(served: Served) -> None:
         assert "Ankle boot" in done.stdout or "lit_nn_requests_total" in done.stdout
 
 
+FORM_NAMES = [('filename="a b.png"', "a b.png"), ("filename=boot.png; filename*=utf-8''boot.png", "boot.png")]
+FORM_NAMES += [('filename=""', ""), ("filename*=UTF-8''b%C3%A9.png", "bé.png")]
+
+
+@pytest.mark.parametrize(("given", "name"), FORM_NAMES)
+def test_names_of_files_in_forms(given: str, name: str, served: Served) -> None:
+    body = form(("", BOOT)).replace(b'filename=""', given.encode())
+    status, found = served.ask("/predict", body, content_type="multipart/form-data; boundary=mark")
+    assert (status, found["results"][0]["file"]) == (200, name)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -57,6 +57,7 @@ class ImageFiles(ImageDataModule):
     """
 
     default_augment = "flip,translate"
+    only_tests = False  # whether nothing is trained; images of which a run knows none are then all in the test part
     keeps_images = True  # whether the decoded images are kept; without, `files` has the only ones
 
     def __init__(
@@ -286,6 +287,8 @@ class ImageFiles(ImageDataModule):
         folders[list(self._images.failures)] = -1  # which are in no part
         pool = (folders == TRAIN) & self._is_cut  # what parts are cut from
         known = remembered(marks, [lists[split].numpy() for split in SPLITS] if lists else [], folders)
+        if self.only_tests and TEST in fractions and (known[pool] == OPEN).all():
+            known[pool] = TEST
         part = np.where((known == OPEN) | (folders < 0), np.where(pool, OPEN, folders), known)
         if fold:
             del fractions[TEST]
@@ -319,13 +322,13 @@ class ImageFiles(ImageDataModule):
 
     def _check_counts(self) -> None:
         """Look for parts that lack images; of a run that goes on or is evaluated, only the test could."""
-        for place, split in enumerate(SPLITS) if self._known is None else [(TEST, "test")]:
+        for place, split in enumerate(SPLITS) if self._known is None and not self.only_tests else [(TEST, "test")]:
             counts = images_per_class(torch.from_numpy(self._labels[self._part == place]), len(self.class_names))
             lacking = some(name for name, count in zip(self.class_names, counts, strict=True) if count == 0)
             if split == "train" and lacking:
                 raise DataError(f"{self.data_dir}: no training image of {lacking}; add some or remove the class")
             if not counts.any():
-                grouped = ", in as many groups" if self._listing.groups else ""
+                grouped = ", in as many groups, which the same image joins" if self._listing.groups else ""
                 enough = f"each class needs three or more different ones{grouped}"
                 reason = "none can be read" if split in self._listing.splits else enough
                 raise DataError(f"{self.data_dir}: too few images for a {split} part; {reason}")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +119,21 @@ def decoding_threads(paths: Sequence[str | Path]) -> int:
     return (os.cpu_count() or 1) if sum(sizes) > SMALL * len(sizes) else 1
 
 
+def largest(paths: Sequence[str | Path]) -> int:
+    """Bytes of the largest of a few images when they are decoded; JPEGs are at a fraction of their size."""
+    sizes = [0]
+    for path in paths[:: max(1, len(paths) // 100)]:
+        with suppress(ImageError), _opened(Path(path)) as image:  # decoding reports it
+            sizes.append(0 if image.format == "JPEG" else 3 * image.width * image.height)
+    return max(sizes)
+
+
 # --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def visible(image: Any) -> Any:
+    """The channels of an image (C, H, W) that can be shown: three, or the first one."""
+    return image[:3] if len(image) >= 3 else image[:1]
 
 
 def side_and_gray(path: Path) -> tuple[int, bool]:
@@ -157,6 +172,8 @@ def read_image(image: Image.Image, channels: int, levels: int | None = 65535) ->
     except Exception:
         pass  # it is broken, but the image can be seen
     else:
+        for name in ("exif", "Raw profile type exif"):  # which is read by now, and would be written anew, odd tags too
+            image.info.pop(name, None)
         ImageOps.exif_transpose(image, in_place=True)  # a copy of each image would cost a quarter more time
     pixels = np.asarray(_converted(image, "L" if channels == 1 else "RGB", levels))  # (H, W) or (H, W, C)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

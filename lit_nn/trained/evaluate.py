@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import binary_auroc
 from data_modules import DATA_SETS, ImageDataModule, data_class, option_names
 from data_modules.errors import DataError
 from data_modules.images.dataset import ImageFiles
-from data_modules.images.decode import image_paths, printable
+from data_modules.images.decode import image_paths, printable, visible
 from lit_nn.errors import UsageError, brief, other_classes
 from lit_nn.multi_label import average_precision
 from lit_nn.trained.calibrate import calibration_error, wilson_interval
@@ -36,6 +36,7 @@ def data_of(
     if name is None:
         raise UsageError("the model does not name a data set of this project; choose one with --data and --data_dir")
     cls, (channels, *size), taken = data_class(name), model.image_shape, option_names(name)
+    is_other = bool(data_dir or table)
     if data_dir is not None and not cls.reads_data_dir:
         raise UsageError(f"--data_dir {data_dir}: {name} reads no folder; leave it out, or add --data image_folder")
     if table and "table" not in taken:
@@ -43,13 +44,20 @@ def data_of(
     try:  # what a file says of itself can be anything
         options = dict(model.data.get("options", {})) if name == own else {}  # the seed of the training among them
         given = {"image_size": size, "channels": channels, "fit": model.fit, "data_dir": data_dir, "table": table}
+        given["on_error"] = "skip" if is_other else None  # they are named all the same
         options |= {key: value for key, value in given.items() if key in taken and value is not None}
         if issubclass(cls, ImageFiles) and "data_dir" not in options and not table:
             raise DataError("the model does not say where its images lie: give --data_dir FOLDER")
+        for key in ("sampling", *["folds", "fold"] * is_other):  # which are for a training
+            options.pop(key, None)
         data = cls(**options)
         of_files = ("image_folder", "image_table", "image_stream")  # which may hold the same images
         if name == own or (own in of_files and name in of_files):
             data.known_parts = {part: torch.from_numpy(known.copy()) for part, known in model.parts.items()}
+        if isinstance(data, ImageFiles) and is_other:
+            data.only_tests = True
+            if "cut" in (known := data.known_parts or {}):
+                known["cut"] = known["cut"][:3]  # seed and shares; the folds are those of the training's images
         same_kind = model.multi_label == data.multi_label
         shape, others = tuple(data.image_shape), other_classes(model.class_names, data.class_names, same_kind)
     except (TypeError, ValueError, AttributeError) as error:
@@ -124,7 +132,7 @@ class Answers(NamedTuple):
 
     def shown(self, row: int) -> list[Pixels]:
         """An image, and beside it its heat map if it has one, (H, W, 3) each."""
-        image = np.broadcast_to(self.images[row].transpose(1, 2, 0), (*self.images.shape[2:], 3))
+        image = np.broadcast_to(visible(self.images[row]).transpose(1, 2, 0), (*self.images.shape[2:], 3))
         return [image, *([self.overlays[row]] if row in self.overlays else [])]
 
     def file(self, row: int) -> str:

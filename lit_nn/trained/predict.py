@@ -5,6 +5,7 @@ import ctypes
 import io
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_modules.images.decode import ImageError, decoding_threads, printable, read_file, read_image
+from data_modules.images.decode import ImageError, decoding_threads, largest, printable, read_file, read_image
 from lit_nn.errors import ModelError, UsageError, brief, place
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 FACTS = ("class_names", "image_shape", "levels", "fit", "temperature", "threshold", "multi_label")  # fields of Model
 METADATA = (*FACTS, "any_size", "data", "parts")  # what exports hold as JSON, by name
 METADATA_FILE = "metadata.json"  # inside a .pt2
-BATCH = 128  # images that go through a model at once
+BATCH, MOST = 128, 1 << 25  # images that go through a model at once, and bytes of their pixels
 MODEL_HELP = "a checkpoint (.ckpt) or an export (.onnx, .safetensors, .pt2); a stranger's .pt2 can run code"
 
 Pixels = NDArray[np.uint8]
@@ -108,7 +109,8 @@ class Model(NamedTuple):
 
     def run(self, images: Pixels) -> Answer:
         """Logits and probabilities of pixels 0..255, uint8 (N, C, H, W), in batches that fit into memory; N > 0."""
-        answers = [self.run_batch(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        size = images_at_once(math.prod(images.shape[1:]))
+        answers = [self.run_batch(images[start : start + size]) for start in range(0, len(images), size)]
         logits, probabilities = zip(*answers, strict=True)
         return np.concatenate(logits), np.concatenate(probabilities)
 
@@ -165,6 +167,11 @@ class Model(NamedTuple):
                 f"{pixels.shape[2]} x {pixels.shape[1]}; export the checkpoint again without --input fixed"
             )
         return pixels
+
+
+def images_at_once(pixels: int) -> int:
+    """How many images of so many bytes go through a model together: fewer, where they are large."""
+    return max(1, min(BATCH, MOST // max(pixels, 1)))
 
 
 def open_model(path: str | os.PathLike[str]) -> Model:
@@ -356,15 +363,14 @@ def predict_files(
         except ImageError as error:
             return str(error)
 
-    threads = decoding_threads([path for path, _ in files])
+    paths = [path for path, _ in files]
+    threads, size = decoding_threads(paths), images_at_once(largest(paths))
     with ThreadPoolExecutor(threads) as pool:  # several decode the next batch while the model runs one
         each = pool.map if threads > 1 else map
-        coming = each(decode, files[:BATCH])
-        for start in range(0, len(files), BATCH):
+        coming = each(decode, files[:size])
+        for start in range(0, len(files), size):
             decoded = list(coming)
-            coming = each(decode, files[start + BATCH : start + 2 * BATCH])
-            for (path, _), item, judged in zip(
-                files[start : start + BATCH], decoded, model.judge(decoded), strict=True
-            ):
+            coming = each(decode, files[start + size : start + 2 * size])
+            for (path, _), item, judged in zip(files[start : start + size], decoded, model.judge(decoded), strict=True):
                 found = None if isinstance(item, str) else model.read(judged[0], top_k, unlike=judged[1])
                 yield printable(path), item, found

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import httptools
 import numpy as np
@@ -98,8 +98,9 @@ class Request:
         files = []
         for part in parts[1:-1]:
             head, _, content = part.partition(b"\r\n\r\n")
-            if name := re.search(rb'filename="([^"]*)"', head[:4096], re.IGNORECASE):
-                files.append((name[1].decode(errors="replace"), content))
+            if name := re.search(rb"""filename\*?=(?:"((?:\\.|[^"\\])*)"|([^\s;]+))""", head[:4096], re.IGNORECASE):
+                text = name[1] if name[2] is None else unquote_to_bytes(name[2].rpartition(b"''")[2])
+                files.append((text.decode(errors="replace"), content))
         if len(files) > most or len(parts) > 2 * most + 2:
             raise Refusal(413, f"There are too many files; at most {most} are taken at once.")
         if not parts[-1].startswith(b"--"):
