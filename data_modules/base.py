@@ -15,8 +15,7 @@ from data_modules.batches import Batch, BatchLoader, images_per_class, seeded_ge
 from data_modules.errors import DataError, DataNote, require
 from data_modules.images.decode import digest
 from data_modules.images.fit import FITS
-from data_modules.images.parts import OPEN, TEST, VAL, cut, folds_of
-from data_modules.sampling import stratified_split
+from data_modules.images.parts import OPEN, TEST, VAL, cut, folds_of, stratified_split
 
 Arrays = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W) and int64 labels (N,)
 Split = Literal["train", "val", "test"]
@@ -165,7 +164,7 @@ class ImageDataModule(L.LightningDataModule):
             parts = stratified_split(train[1], val, seed)
             return {"train": (train, parts[0]), "val": (train, parts[1])}
         pixels = np.array([digest(image.numpy().tobytes()) for image in train[0]])
-        labels, marks = train[1].numpy(), np.column_stack([pixels, pixels])
+        labels, marks = train[1].numpy(), np.column_stack([pixels, pixels, 0 * pixels, 0 * pixels])
         tested = np.where(folds_of(labels, marks, int(fold[0]), seed) == fold[1], TEST, OPEN)
         part = cut(labels, marks, tested, {VAL: val}, seed)
         return {split: (train, torch.from_numpy(np.flatnonzero(part == n))) for n, split in enumerate(SPLITS)}

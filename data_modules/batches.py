@@ -75,11 +75,7 @@ class BatchLoader:
         self.epoch = 0
         self.batches_done = 0  # of the current epoch
         self._first_batch = 0  # where the next iteration starts; not 0 only after load_state_dict
-
-    @property
-    def sampler(self) -> "BatchLoader":
-        """Where the Trainer looks for ``set_epoch``."""
-        return self
+        self.sampler = self  # where the Trainer looks for ``set_epoch``
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; the Trainer calls this before every epoch."""

@@ -79,13 +79,9 @@ def open_tensor(path: Path) -> "Tensor":
 
 
 def will_need(array: "Tensor", rows: "Tensor") -> None:
-    """Let the system read rows of a large file that is mapped into memory, each as a whole and before it is touched.
+    """Let the system read rows (B,) of images (N, ...) in a mapped file, each as a whole and before it is touched.
 
     Page by page it takes longer, and much longer where the system reads far ahead at each touch.
-
-    Args:
-        array: All images, (N, ...), without gaps; anything else does no harm.
-        rows: Which of them, int64 (B,).
     """
     if sys.platform != "win32" and (size := array[0].nbytes) >= 16 * mmap.PAGESIZE:  # small ones are a touch or two
         libc = ctypes.CDLL(None)

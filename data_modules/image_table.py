@@ -186,14 +186,9 @@ class ImageTable(ImageFiles):
 def _read_parquet(path: Path) -> Rows:
     """The rows of a Parquet file, as text; its header has the number 0."""
     try:
-        try:
-            from pyarrow.parquet import read_table
+        from pyarrow.parquet import read_table
 
-            columns: dict[str, list[Any]] = read_table(path).to_pydict()
-        except ImportError:
-            import pandas
-
-            columns = pandas.read_parquet(path).to_dict("list")
+        columns: dict[str, list[Any]] = read_table(path).to_pydict()
     except ImportError as error:
         raise DataError(f"{path} is a Parquet file, for which pyarrow is needed: pip install pyarrow") from error
     except Exception as error:  # a damaged file can raise anything

@@ -82,11 +82,7 @@ def oblique(images: Tensor, maps: Tensor, size: Size) -> Tensor:
 
 
 def colour_maps(factors: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Matrices that multiply brightness, contrast and saturation by the factors of each image, (B, 3).
-
-    Returns:
-        What becomes of a colour, and what the mean colour of the image adds to it, (B, C, C) each.
-    """
+    """What brightness, contrast and saturation (B, 3) make of a colour, and of the mean one, (B, C, C) each."""
     luma = torch.tensor([0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels)
     gray = luma.expand(channels, channels)  # every row makes the same of a colour
     brightness, contrast, saturation = factors.T[..., None, None]  # (B, 1, 1) each

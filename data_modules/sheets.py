@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from data_modules.base import SPLITS, ImageDataModule, Split
 from data_modules.batches import images_per_class
@@ -118,24 +119,17 @@ def sample_sheet(images: Tensor, labels: Tensor, indices: Tensor, class_names: S
     """
     names, labels = drawable(class_names[:MOST_CLASSES]), labels.cpu()[indices]
     members = [labels == label if labels.ndim == 1 else labels[:, label] > 0 for label in range(len(names))]
-    rows = [indices[of_class][:COLUMNS] for of_class in members]
-    shown = images[torch.cat(rows)].cpu()  # (M, C, H, W)
-    height, width = shown.shape[2:]
-    gap = max(2, width // 16)
-    sheet = np.full((len(names) * (height + gap) - gap, COLUMNS * (width + gap) - gap, 3), 255, np.uint8)
-    for row, of_class in enumerate(shown.split([*map(len, rows)])):
-        for column, image in enumerate(of_class):  # (C, H, W)
-            top, left = row * (height + gap), column * (width + gap)
-            sheet[top : top + height, left : left + width] = visible(image).permute(
-                1, 2, 0
-            )  # gray spreads to three channels
-
+    height, width = images.shape[2:]
+    gap, white = max(2, width // 16), torch.full((COLUMNS, *images.shape[1:]), 255, dtype=torch.uint8)
+    rows = [torch.cat([images[indices[of_class][:COLUMNS]].cpu(), white])[:COLUMNS] for of_class in members]
+    shown = visible(torch.cat(rows).transpose(0, 1)).transpose(0, 1)  # (M, C, H, W)
+    sheet = make_grid(shown, COLUMNS, gap, pad_value=255)[:, gap:-gap, gap:-gap]  # (3, H', W')
     widths = [sum(2 if east_asian_width(letter) in "WF" else 1 for letter in name) for name in names]
     label_width = 0.2 + LETTER * max(widths)  # inches
     figure_width, figure_height = label_width + COLUMNS * CELL, len(names) * CELL * height / width
     figure = Figure((figure_width, figure_height), RESOLUTION)
     axes = figure.add_axes((label_width / figure_width, 0, COLUMNS * CELL / figure_width, 1))
-    axes.imshow(sheet, interpolation="nearest")
+    axes.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_xticks([])
     places = [row * (height + gap) + height / 2 for row in range(len(names))]
     axes.set_yticks(places, names, parse_math=False, fontfamily=font_for(names))

@@ -19,12 +19,7 @@ def head_names(net: nn.Module) -> list[str]:
 
 
 class FrozenBody(L.Callback):
-    """Leaves the body as it is in the first epochs, the statistics of its BatchNorm layers too.
-
-    Args:
-        model: Whose body it is.
-        epochs: How many; -1 for the whole training.
-    """
+    """Leaves a model's body as it is in the first ``epochs``, -1 for all, its BatchNorm layers' statistics too."""
 
     def __init__(self, model: ImageClassifier, epochs: int) -> None:
         self.epochs, self.heads = epochs, tuple(f"net.{name}." for name in head_names(model.net))
@@ -57,11 +52,7 @@ class FrozenBody(L.Callback):
 
 
 def features(model: ImageClassifier, images: Tensor) -> Tensor:
-    """What the head is given for each view of images, uint8 (B, C, H, W): float (B, V, D).
-
-    Raises:
-        UsageError: If the network does not end in one linear layer onto the classes.
-    """
+    """What the head, one linear layer or UsageError, is given for each view of uint8 images: float (B, V, D)."""
     seen: list[Tensor] = []
     (head, *others), x = head_names(model.net), model.normalised(images)
     with model.net.get_submodule(head).register_forward_pre_hook(lambda _, given: seen.append(given[0])):

@@ -9,11 +9,7 @@ from lit_nn.errors import UsageError
 
 
 class Progress(L.Callback):
-    """Knows which part of a training is done: of its steps, or of its time where that alone ends it.
-
-    Args:
-        schedule: Name of the schedule that goes by it; all but "constant" and "plateau" need an end.
-    """
+    """Knows for a schedule which part of a training is done: of its steps, or of its time where that alone ends it."""
 
     def __init__(self, schedule: str) -> None:
         self.schedule, self.total_steps = schedule, math.inf

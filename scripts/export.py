@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lit_nn.engine.console import CommandParser, command, quieten
 from lit_nn.errors import ModelError, UsageError
-from lit_nn.trained.export import FORMATS, Export
-from lit_nn.trained.web import RUNTIME, write_web
+from lit_nn.trained.export import FORMATS, RUNTIME, Export, write_web
 
 
 @command

@@ -25,7 +25,7 @@ from data_modules.batches import BatchLoader, seeded_generator
 from data_modules.fashion_mnist import FashionMNIST
 from data_modules.fashion_mnist_sample import FashionMNISTSample
 from data_modules.files import atomic_path, open_tensor, will_need
-from data_modules.sampling import stratified_split
+from data_modules.images.parts import stratified_split
 from data_modules.sheets import drawable, font_for, sample_sheet
 
 SAMPLE = ROOT / "data_modules" / "fashion_mnist_sample.npz"

@@ -87,10 +87,9 @@ def kept(path: Path, make: Callable[[Path], object], read: Callable[[Path], Read
 def cached_images(
     root: Path, files: list[str], settings: Settings, keep_failures: bool, listed_by: str, keep_images: bool = True
 ) -> ImageCache:
-    """Decode images, or find them decoded by an earlier run.
+    """Decode images, or find them decoded by an earlier run, which may lack some if it had ``keep_failures``.
 
-    Paths of files are relative to the root. With ``keep_failures`` a later run may reuse a cache in which images are
-    missing. Without ``keep_images`` only what is found out about them is. Raises DataError if it cannot be written.
+    Without ``keep_images`` only what is found out about them is kept. Raises DataError if it cannot be written.
     """
     # One cache for a folder, settings and who listed it, replaced when a file changes, so that old ones do not pile up.
     options = os.fsencode(f"{root.resolve()}\n{tuple(settings)}\n{listed_by}{'' if keep_images else ' as shards'}")

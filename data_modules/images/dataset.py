@@ -311,11 +311,10 @@ class ImageFiles(ImageDataModule):
         self._check_copies()
         rows = {split: torch.from_numpy(np.flatnonzero(part == place)) for place, split in enumerate(SPLITS)}
         settings = torch.tensor([*self.image_shape, self.levels, FITS.index(self.fit)])
-        own = {"settings": settings, "sizes": torch.tensor([*map(len, rows.values())])} | (lists or {})
-        now = {split: torch.from_numpy(marks)[places] for split, places in rows.items()}
-        self._own_parts = own
-        for split, seen in now.items():
-            had = own.get(split, seen[:0])  # older versions knew no groups
+        self._own_parts = {"settings": settings, "sizes": torch.tensor([*map(len, rows.values())])} | (lists or {})
+        for split, places in rows.items():
+            seen = torch.from_numpy(marks)[places]
+            had = self._own_parts.get(split, seen[:0])  # older versions knew no groups
             self._own_parts[split] = torch.cat([F.pad(had, (0, seen.shape[1] - had.shape[1])), seen]).unique(dim=0)
         arrays = (self._images.images, torch.from_numpy(labels))
         return {split: (arrays, places) for split, places in rows.items()}

@@ -15,11 +15,7 @@ from data_modules.images.cache import cache_folder, kept
 
 
 def keep_features(data: ImageDataModule, run: Callable[[Tensor], Tensor], network: bytes, batch_size: int) -> None:
-    """Let a data set's loaders give the features of its images, float16 (B, V, D), in the place of these.
-
-    ``run`` gives them for V views of each image, uint8 (B, C, H, W). They depend on the images and on ``network``, with
-    another one they are computed again. Raises DataError if they cannot be written.
-    """
+    """Let a data set's loaders give what ``run`` makes of its images, float16 (B, V, D); once for each ``network``."""
     kept: dict[int, Tensor] = {}  # by the array of images, which parts may share
     for split in SPLITS:
         images = data.split(split)[0]

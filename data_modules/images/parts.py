@@ -4,24 +4,23 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from data_modules.batches import seeded_generator
 
 TRAIN, VAL, TEST, OPEN = range(4)  # parts, and what has to be cut yet
 Numbers = NDArray[np.int64]
 
 
-def groups_of(marks: Numbers) -> Numbers:
-    """Fingerprint of each image's group, 0 if it has none (N,); what older versions remembered (N, 3) has no groups."""
-    return marks[:, 3] if marks.shape[1] > 3 else np.zeros(len(marks), np.int64)
-
-
 def among(marks: Numbers, known: Numbers) -> NDArray[np.bool_]:
     """Which images have the same file, the same pixels or the same group as one of the known ones; bool (N,).
 
-    Both are rows (file, pixels) of fingerprints, or (file, pixels, label, group).
+    Both are rows (file, pixels) of fingerprints, or (file, pixels, label, group), with 0 for no group.
     """
-    groups, same = groups_of(known), [np.isin(marks[:, column], known[:, column]) for column in (0, 1)]
-    return same[0] | same[1] | np.isin(groups_of(marks), groups[groups != 0])
+    columns = [column for column in (0, 1, 3) if column < min(marks.shape[1], known.shape[1])]
+    return np.any([np.isin(marks[:, n], known[known[:, n] != 0, n]) for n in columns], 0)
 
 
 def copies(pixels: Numbers) -> list[Numbers]:
@@ -61,16 +60,11 @@ def cut(labels: Numbers, marks: Numbers, placed: Numbers, fractions: Mapping[int
     not on names or other images. A part gets its exact share of a class as far as what stays together allows, and of
     two or more different images, or groups, at least one but never all.
 
-    Of images with several labels, each class keeps its share, the images of no class theirs, and all images together.
-
-    Args:
-        labels: Class of each image (N,); or 0 or 1 for each image and class (N, K).
-        marks: Fingerprints of each image, see `among`.
-        placed: Part of each image that has one already, else OPEN (N,). Of what stays together the first part decides.
-        fractions: Share of each class, by part, each of what the parts before have left: TEST, then VAL.
-        seed: Decides, with the files, which images go.
+    Of images with several labels (N, K), each class keeps its share, the images of no class theirs, and all together.
+    ``placed`` is the part of each image that has one already, else OPEN (N,); of what stays together the first decides.
+    ``fractions`` are shares of a class by part, each of what the parts before have left: TEST, then VAL.
     """
-    groups, rows = groups_of(marks), np.arange(len(labels))
+    groups, rows = marks[:, 3], np.arange(len(labels))
     if labels.ndim == 2:  # a row for each image and class that it is of: "none of them" is one, and "any image" too
         rows, labels = np.nonzero(np.column_stack([labels, ~labels.any(1), np.ones(len(labels))]))
     unit = units(marks[:, 1], np.where(groups == 0, marks[:, 1], groups))
@@ -140,3 +134,18 @@ def _pick(
                 move(one, sign)
                 moved = True
     return picked
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Cut a published data set in two, sorted int64 rows each: what stays, and a share of each class, 1 of 2 at least.
+
+    Labels are int64 (N,); or 0 or 1 (N, K), of which the rarest class of each image counts.
+    """
+    generator, is_cut_off = seeded_generator(seed), torch.zeros(len(labels), dtype=torch.bool)
+    if labels.ndim == 2:
+        labels = (labels / labels.sum(0).clamp(min=1)).argmax(1)  # the first one if an image has none
+    for label in labels.unique():  # sorted, so that the split does not depend on the order of the classes
+        members = (labels == label).nonzero()[:, 0]
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        is_cut_off[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~is_cut_off).nonzero()[:, 0], is_cut_off.nonzero()[:, 0]

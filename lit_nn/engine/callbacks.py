@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from data_modules.files import atomic_path
+from data_modules.files import atomic_path, write_csv
 from data_modules.images.features import keep_features
 from lit_nn.classifier import LitClassifier
 from lit_nn.errors import Ended, UsageError
@@ -282,10 +282,7 @@ class MetricsCSV(Callback):
         values["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]  # the head's
         row = {name: f"{value:.7g}" for name, value in values.items()}  # a float32 has no more digits
         row |= {"epoch": str(epoch), "step": str(trainer.global_step)}
-        with atomic_path(self.path) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows([*rows, row])
+        write_csv(self.path, [columns, *([line.get(name, "") for name in columns] for line in [*rows, row])])
         if isinstance(bar := trainer.progress_bar_callback, ProgressBar) and bar.is_disabled:
             shown = dict.fromkeys(["train_loss", "val_loss", "val_acc", trainer.lightning_module.hparams["monitor"]])
             text = ", ".join(f"{name} {values[name]:.4f}" for name in shown if name in values)

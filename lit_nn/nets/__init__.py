@@ -1,17 +1,6 @@
-"""The only list of networks: one network is one file here and one import line below.
+"""The only list of networks: one is one file here and one import line below; docs/add_a_network.md has its contract.
 
-The contract of a network:
-
-- It lives in a file of its own, from which one class is imported below. The file's name is the network's name: what
-  ``--net`` takes, what a checkpoint holds, the key in ``NETS``.
-- ``Net(in_channels: int = ..., num_classes: int = ..., ...)``: any further arguments have defaults and plain values
-  (numbers, strings, lists). One whose layers depend on the size of the images takes ``image_size``, (H, W) in pixels.
-- ``image_size``, an attribute of class or instance: the (H, W) that forward expects, ``None`` for any.
-- ``forward`` takes float (B, in_channels, H, W) and returns logits (B, num_classes), which may be negative.
-- ``rebuild_args``, only where a checkpoint must save other arguments than those given (of downloaded weights for
-  instance), from which ``build_net`` makes the same network.
-- ``head_names``, only where the layer onto the classes is not the last linear or convolutional one: their names.
-- It is a plain ``nn.Module`` and never imports Lightning. It may have lazy layers: ``build_net`` gives them shapes.
+The file's name is the network's name: what ``--net`` takes, what a checkpoint holds, the key in ``NETS``.
 """
 
 from collections.abc import Callable

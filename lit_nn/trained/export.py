@@ -4,6 +4,7 @@ import base64
 import copy
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from lit_nn.trained.evaluate import Answers, answer_test_images, data_of
 from lit_nn.trained.predict import METADATA, METADATA_FILE, classifier_model, open_model, open_onnx, quiet
 
 RUNS = 21  # in which the speed of a file is measured
+RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # of npm's package onnxruntime-web
 
 
 class Exported(nn.Module):
@@ -200,3 +202,17 @@ class Export:
         take = "int8" if min(gains) > 1.1 and lost < 0.01 else "the .onnx with floats"
         why = f"int8 is {min(gains):.2f} times as fast here, and its accuracy differs by {-100 * lost:+.2f} points"
         return f"{'; '.join(said)} (onnxruntime, 1 thread, medians of {RUNS} runs in turn)\nTake {take}: {why}"
+
+
+def write_web(folder: Path, runtime: Path) -> None:
+    """Put the page of scripts/serve.py, in which the browser runs the model, and the runtime beside a model.onnx."""
+    model, place = open_model(folder / "model.onnx"), "const WEB = null;"
+    facts = {"class_names": model.class_names, "threshold": model.threshold}
+    said = json.dumps(facts).replace("<", "\\u003c")  # a class may be called </script>
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    assert place in page
+    for name in RUNTIME:
+        with atomic_path(folder / name) as part:
+            shutil.copyfile(runtime / name, part)
+    with atomic_path(folder / "index.html") as part:
+        part.write_text(page.replace(place, f"const WEB = {said};"), encoding="utf-8")

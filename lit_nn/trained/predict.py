@@ -43,10 +43,7 @@ def energy(logits: NDArray[np.float32], temperature: float, several: bool = Fals
     labels it is the sum of their energies, -T sum log(1 + exp(logits / T)); Wang et al., 2021.
     """
     scaled = logits.astype(np.float64) / temperature
-    if several:
-        return -temperature * np.logaddexp(0, scaled).sum(1)
-    top = scaled.max(1)
-    return -temperature * (top + np.log(np.exp(scaled - top[:, None]).sum(1)))
+    return -temperature * (np.logaddexp(0, scaled).sum(1) if several else np.logaddexp.reduce(scaled, 1))
 
 
 def _no_overlay(_: Pixels) -> Pixels:
