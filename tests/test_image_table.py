@@ -15,7 +15,7 @@ from PIL import Image
 from resume_runs import differences, finished, stopped_and_continued
 
 from data_modules import DataError, DataNote, FashionMNISTSample, OptionError
-from data_modules.base import SPLITS, Split
+from data_modules.base import SPLITS
 from data_modules.image_folder import ImageFolder
 from data_modules.image_table import ImageTable
 from lit_nn.trained.predict import open_model
@@ -128,22 +128,6 @@ def test_split_group_weight_and_other_names(cells: Cells) -> None:
     with pytest.warns(DataNote, match=r"columns that are not used: part, grams"):
         own.prepare_data()
     assert sum(len({groups[row] for row in own.split(split)[2]} - {""}) for split in SPLITS) == 4
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_random_tables_keep_copies_and_groups_together(seed: int) -> None:
-    random, cells = np.random.default_rng(seed), [["file", "label", "group"]]
-    for number in range(count := int(random.integers(30, 80))):
-        group = random.integers(count // 4)
-        noise(int(random.integers(count)), 6, 6).save(name := f"{number}.{random.choice(['png', 'bmp'])}")
-        cells.append([name, f"c{group % 2}", f"g{group}" * (number % 5 > 0)])
-    data = ImageTable(write(cells, "labels.csv"))
-    parts: list[Split] = [split for row in range(count) for split in SPLITS if row in data.split(split)[2].tolist()]
-    assert len(parts) == count  # every image is in exactly one
-    pixels = [data.split("train")[0][row].numpy().tobytes() for row in range(count)]
-    for keys in ([name for *_, name in cells[1:]], pixels):
-        homes = {key: {parts[row] for row in range(count) if keys[row] == key} for key in set(keys) if key}
-        assert all(len(home) == 1 for home in homes.values())
 
 
 def test_weights_say_how_often_an_image_is_drawn(cells: Cells) -> None:

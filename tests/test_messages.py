@@ -63,6 +63,7 @@ MISTAKES = {
     "--optimizer adm": ["unknown optimizer 'adm'. Did you mean "],
     "--optimizer sgd --model.optimizer_args.momentun 1": ["'momentun'. Did you mean momentum? Allowed: momentum, "],
     "--optimizer manual_sgd --model.optimizer_args.momentum 1": ["of manual_sgd 'momentum'. Allowed: none"],
+    "--monitor val_top5": ["Allowed: val_loss, val_acc, val_balanced_acc, val_f1"],
     "--schedule onecycle": ["unknown schedule 'onecycle'. Did you mean one_cycle? Allowed: constant, "],
     "--schedule cosine --model.schedule_args.warm_up 0": ["'warm_up'. Did you mean warmup? Allowed: warmup, "],
     "--data fashion": ["fashion", "fashion_mnist"],

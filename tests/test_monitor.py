@@ -11,7 +11,6 @@ from PIL import Image
 from resume_runs import load, rows
 from sklearn.metrics import balanced_accuracy_score, f1_score  # type: ignore[import-untyped]
 
-from lit_nn.engine.cli import LitCLI
 from lit_nn.metrics import StageMetrics
 
 train = script("train")
@@ -70,18 +69,6 @@ def test_early_stopping_and_plateau_follow(words: list[str], tmp_path: Path) -> 
     assert len(epochs) == first + 3
     assert rates[first + 2] == pytest.approx(rates[first] / 100)  # lowered after each of the two
     assert train(["--resume", str(tmp_path / "run"), "--monitor", "val_loss", "--early_stopping", "9"]) == 2
-
-
-def test_another_monitor_is_refused_when_a_run_goes_on(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train([*words, "--max_epochs", "1", "--run_dir", str(tmp_path / "run")]) == 0
-    assert train(["--resume", str(tmp_path / "run"), "--monitor", "val_f1", "--max_epochs", "2"]) == 2
-    assert "--monitor val_f1 cannot go on from val_acc; leave it out, or" in capsys.readouterr().err
-    assert train([*words, "--monitor", "val_top5"]) == 2
-    assert "Allowed: val_loss, val_acc, val_balanced_acc, val_f1" in capsys.readouterr().err
-    with pytest.raises(Exception, match="val_map"):
-        LitCLI("fit", [*words, "--monitor", "val_map"])
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,6 +17,7 @@ from resume_runs import SMALL, assert_resumes_exactly
 from sklearn import metrics as sk  # type: ignore[import-untyped]
 from test_distributed import CPU, agree
 from test_distributed import finished as together
+from test_image_table import Cells, change
 from test_page import RUNTIME, files_served, titles
 from test_serve import serve
 from torch import Tensor
@@ -25,10 +26,8 @@ from data_modules import DataError, ImageDataModule
 from data_modules.augment import Augment, Draws
 from data_modules.base import SPLITS
 from data_modules.image_table import ImageTable
-from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, cut
-from data_modules.sampling import stratified_split
+from data_modules.images.parts import OPEN, TEST, TRAIN, VAL, cut, stratified_split
 from lit_nn import LitClassifier, predict
-from lit_nn.__main__ import main
 from lit_nn.checkpoint import load_classifier
 from lit_nn.checkpoint import read_checkpoint as read
 from lit_nn.errors import UsageError
@@ -39,7 +38,6 @@ from lit_nn.trained.evaluate import answer_test_images, data_of
 from lit_nn.trained.predict import OPENERS, open_model
 
 train, evaluate, export, predict_files = (script(name) for name in ("train", "evaluate", "export", "predict"))
-Cells = list[list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +111,6 @@ def test_the_command_line_knows_all_of_it(cells: Cells, tmp_path: Path, capsys: 
         assert train([*words, *SMALL, "--net", "mlp", "--run_dir", str(tmp_path / str(number))]) == 0
 
 
-def change(row: int, column: int, value: str) -> Callable[[Cells], Cells]:
-    def changed(cells: Cells) -> Cells:
-        cells[row][column] = value
-        return cells
-
-    return changed
-
-
 def same(cells: Cells) -> Cells:
     return cells
 
@@ -188,14 +178,6 @@ def test_parts_keep_each_class_its_share(seed: int) -> None:
     again = cut(labels[order], marks[order], np.full(len(labels), OPEN), {TEST: 0.2, VAL: 0.15}, seed)
     assert (again == part[order]).all()
     assert {*part} <= {TRAIN, VAL, TEST}
-
-
-def test_folds_cut_by_class(folder: Path) -> None:
-    table = write([row[:2] for row in rows_in(folder)], folder / "folds.csv")
-    tested = [ImageTable(table, delimiter="|", folds=3, fold=fold).split("test")[1:] for fold in (1, 2, 3)]
-    assert sorted(torch.cat([rows for _, rows in tested]).tolist()) == [*range(400)]
-    counts = torch.stack([labels[rows].sum(0) for labels, rows in tested])
-    assert (counts - counts.mean(0)).abs().max() <= 2
 
 
 def test_a_data_set_of_ones_own_is_cut_too() -> None:
@@ -393,15 +375,6 @@ def test_predict_names_all_labels_or_none(
     table = rows_of(tmp_path / "x.csv")
     assert [row["labels"] for row in table] == ["|".join(labels), "none", ""]
     assert table[0]["probabilities"].count("|") == len(labels) - 1
-
-
-def test_lit_nn_predicts_and_tests_it(trained: Path, tmp_path: Path) -> None:
-    words = ["--ckpt_path", str(trained / "best.ckpt"), "--accelerator", "cpu"]
-    assert main(["predict", *words, "--run_dir", str(tmp_path)]) == 0
-    assert main(["test", *words]) == 0
-    model = open_model(trained / "best.ckpt")
-    answers = [model.read(shares, 1) for shares in answer_test_images(model, data_of(model)).probabilities]
-    assert [row["labels"] for row in rows_of(tmp_path / "predictions.csv")] == [one.cells["labels"] for one in answers]
 
 
 def test_the_server_names_all_labels_or_none(trained: Path, folder: Path) -> None:

@@ -392,6 +392,7 @@ REFUSED = {
     "--resume last --net mlp": ["last.ckpt", "lenet", "mlp"],
     "--resume last --data cifar10": ["last.ckpt", "classes"],
     "--resume last --optimizer sgd --max_epochs 9": ["--optimizer", "adamw", "sgd"],
+    "--resume last --monitor val_f1 --max_epochs 9": ["--monitor val_f1 cannot go on from val_acc"],
     "--resume last --flip_in_eval --max_epochs 9": ["--flip_in_eval", "True"],
     "--resume last --fit pad --max_epochs 9": ["--fit", "crop", "pad"],
     "--resume last --freeze_epochs -1 --max_epochs 9": ["--freeze_epochs", "-1"],
