@@ -257,6 +257,21 @@ def test_large_files_are_decoded_in_threads_with_the_same_answers(
     assert ["error" in item for item in alone] == [False, False, True, False, False]
 
 
+@pytest.mark.posix
+def test_many_large_images_take_the_memory_of_one(in_folder: Path, tmp_path: Path) -> None:
+    for number in range(10):  # 18 MB of pixels each
+        Image.new("RGB", (3000, 2000), (20 * number, 100, 50)).save(tmp_path / f"{number}.png", compress_level=1)
+    peaks = []
+    for paths in (["0.png"], [f"{number}.png" for number in range(10)]):
+        line = [sys.executable, ROOT / "scripts" / "predict.py", "model.onnx", *(tmp_path / path for path in paths)]
+        process = subprocess.Popen([*map(str, line)], stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        peaks.append(used.ru_maxrss)
+    assert peaks[1] < 1.5 * peaks[0]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_memory_that_tensors_free_is_taken_again() -> None:
     resource = pytest.importorskip("resource")
