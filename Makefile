@@ -10,7 +10,7 @@ define install
 	    { test -d $(BIN) || uv venv --seed --python $(PYTHON) $(VENV); } && \
 	    uv pip install --python $(VENV) --editable "$(1)" --constraint constraints.txt; \
 	else \
-	    { test -d $(BIN) || $(PYTHON) -m venv $(VENV); } && \
+	    { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV); } && \
 	    $(BIN)/python -m pip install --quiet --editable "$(1)" --constraint constraints.txt; \
 	fi
 	@touch $@

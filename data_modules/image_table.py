@@ -146,10 +146,13 @@ class ImageTable(ImageFiles):
         others = [name for name in header if name not in names.values()]
         classes = [name for pattern in self._patterns for name in fnmatch.filter(others, pattern) or [pattern]]
         for column, name in [*names.items(), *(("label", name) for name in classes)]:
-            needed = column in ("file", "label") or column in self.columns
+            chosen = column in self.columns and not (self.only_tests and column == "weight")
+            needed = chosen or column in ("file", "label")
             if header.count(name) > 1 or (needed and name not in header):
                 found = f"{header.count(name) or 'no'} columns '{name}' in row 1: {some(header)}"
-                hint = "add it" if self.only_tests else f"say which is the {column}: --data.columns.{column} NAME"
+                hint = f"say which is the {column}: --data.columns.{column} NAME"
+                if self.only_tests:
+                    hint = "leave one out" if name in header else "add it"
                 raise DataError(f"{self.table} has {found}; {hint}")
         self._places = {column: header.index(name) for column, name in names.items() if name in header}
         self._classes = {_plain(name): header.index(name) for name in classes}
@@ -157,7 +160,7 @@ class ImageTable(ImageFiles):
             say(f"{self.table}: columns that are not used: {some(unused)}")
         has_weights, weighted = "weight" in self._places, self.sampling == "weighted"
         require("sampling", self.sampling, has_weights or not weighted, "another one: the table has no column weight")
-        if has_weights and not weighted:
+        if has_weights and not weighted and not self.only_tests:
             say(f"{self.table}: the column {names['weight']} is not used; --data.sampling weighted draws images by it")
 
     def _read(self) -> Rows:

@@ -19,6 +19,7 @@ from data_modules.files import atomic_path
 from data_modules.images.decode import digest
 from lit_nn.engine.console import CommandParser, command, print_table
 from lit_nn.engine.flags import to_dotted
+from lit_nn.errors import Ended
 
 
 def begin(words: list[str], folds: int, folder: Path) -> Any:
@@ -70,7 +71,11 @@ def train(run: Path, words: list[str], images: int) -> None:
     cli = LitCLI("fit", [*words, "--run_dir", str(run)], tests=True)
     refuse(fingerprint(cli.datamodule) != images, "the images are others than when the check began; begin another one")
     with running(cli):
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        except Ended as end:  # by a signal, or because the loss is no number
+            goes_on = "Stopped. What was under way is saved. To go on, type the same command again"
+            raise Ended(goes_on, end.exit_status) if end.exit_status > 128 else end from None
         test_best(cli, calibrate_best(cli))
     shares = cli.model.probabilities(logits_of(cli, cli.model, "test")[0])
     with atomic_path(run / "answers.npz") as path:

@@ -6,6 +6,7 @@ which the system takes away from the dead; the next search that finds a trial ne
 
 import contextlib
 import csv
+import hashlib
 import json
 import logging
 import shlex
@@ -160,6 +161,8 @@ def main(argv: list[str]) -> None:
     built = check(space, fixed)
     settings, monitor, mode = built.config, built.model.hparams["monitor"], built.model.mode
     search = f"{space} {fixed}" + (f" by {monitor}" if monitor != "val_acc" else "")
+    for file in built.given.get("config", []):
+        search += f", {file} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]}"
     study = open_study(folder, search, settings.trainer.max_epochs or 0, mode)
     for number in range(options.trials):
         run = folder / f"trial-{number:04}"
@@ -169,7 +172,9 @@ def main(argv: list[str]) -> None:
             if number == len(begun) or not begun[number].state.is_finished():
                 # Each trial has its own seed: the generator of a search that was killed is lost.
                 study.sampler = optuna.samplers.TPESampler(seed=(settings.seed_everything + number) % 2**32)
-                trial = study.ask(space) if number == len(begun) else Trial(study, begun[number]._trial_id)
+                trial = study.ask() if number == len(begun) else Trial(study, begun[number]._trial_id)
+                for name, distribution in space.items():
+                    trial._suggest(name, distribution)  # or what was drawn before the search was killed
                 train(study, trial, run, fixed, monitor)
             ended = [f"{name} {value}" for name, value in facts(study.trials[number], monitor).items() if value]
             print(f"[{number + 1}/{options.trials}] {', '.join(ended)}", flush=True)

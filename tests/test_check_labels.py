@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import Patch, Refused, Said, Start, ended, rows_of, script, wait_until
 from PIL import Image, ImageEnhance
+from resume_runs import STOPPED
 
 from data_modules import FashionMNISTSample, ImageTable
 from data_modules.base import SPLITS, Arrays, Split
@@ -115,7 +116,9 @@ def test_what_was_killed_goes_on(start: Start) -> None:
     for place in ("fold-1/checkpoints/last.ckpt", "fold-2/checkpoints/last.ckpt", "fold-2/result.json"):
         process = start("check_labels", *words, "killed")
         wait_until(Path("killed", place).exists, process)
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGTERM if place.startswith("fold-1") else signal.SIGKILL)
+        if place.startswith("fold-1"):
+            assert "To go on, type the same command again" in ended(process, STOPPED)
         process.wait()
     ended(start("check_labels", *words, "killed"))
     for name in ("labels.csv", "worst.png", "near_copies.csv", "corrected.csv"):

@@ -259,12 +259,13 @@ def test_large_files_are_decoded_in_threads_with_the_same_answers(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_many_large_images_take_the_memory_of_few(in_folder: Path, tmp_path: Path) -> None:
-    for number in range(12):  # 18 MB of pixels each
-        Image.new("RGB", (3000, 2000), (20 * number, 100, 50)).save(tmp_path / f"{number}.png", compress_level=1)
+    cores = os.cpu_count() or 1  # which decode at the same time
+    for number in range(10 * cores):  # 18 MB of pixels each
+        Image.new("RGB", (3000, 2000), (number, 100, 50)).save(tmp_path / f"{number}.png", compress_level=1)
     program = "import re, runpy, sys; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0])['main'](sys.argv[1:]);"
     program += "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     peaks = []
-    for count in (2, 12):
+    for count in (4 * cores, 10 * cores):
         files = [str(tmp_path / f"{number}.png") for number in range(count)]
         words = [sys.executable, "-c", program, str(ROOT / "scripts" / "predict.py"), "model.onnx", *files]
         done = subprocess.run(words, capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ from test_imports import FILES
 from lit_nn.engine import PRIVATE
 
 # os, Optuna, argparse, ends of strategies, what any NamedTuple has
-OF_OTHERS = {"_exit", "_trial_id", "_option_string_actions", "_spawn", "_forkserver", "_asdict", "_fields"}
+OF_OTHERS = {"_exit", "_trial_id", "_suggest", "_option_string_actions", "_spawn", "_forkserver", "_asdict", "_fields"}
 NAME = r"_[a-zA-Z]\w*"
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
 DEFINED = re.compile(rf"(?:\b(?:def|class) |(?:^|self\.)(?={NAME}[^=()\n]*(?: = |: )))({NAME})", re.MULTILINE)

@@ -132,12 +132,12 @@ def test_steps_of_several_batches_are_saved_once(tmp_path: Path, monkeypatch: Pa
 
 
 def test_the_rate_of_the_body_follows_its_option_under_plateau(tmp_path: Path) -> None:
-    words = ["--net", "lenet", "--schedule", "plateau", "--lr", "0.01", "--backbone_lr", "0.1", "--max_epochs", "1"]
-    run = finished(words, tmp_path / "run")
-    assert [row["lr"] for row in rows(run)] == ["0.01"]  # that of the head
-    assert train(["--resume", str(run), "--backbone_lr", "0.5", "--max_epochs", "2"]) == 0
+    words = ["--net", "lenet", "--schedule", "plateau", "--model.schedule_args.patience", "0", "--max_epochs", "2"]
+    run = finished([*words, "--lr", "0.00001", "--backbone_lr", "0.1"], tmp_path / "run")
+    assert [row["lr"] for row in rows(run)] == ["1e-05", "1e-06"]  # those of the head; val_acc has not risen
+    assert train(["--resume", str(run), "--backbone_lr", "0.5", "--trainer.max_steps", "10", "--max_epochs", "3"]) == 0
     groups = load(run / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"]
-    assert {group["lr"] for group in groups} == {0.005, 0.01}
+    assert [group["lr"] for group in groups] == pytest.approx([5e-6, 5e-6, 1e-6, 1e-6])
 
 
 def test_a_stop_between_two_batches_of_a_step_waits_for_the_step(tmp_path: Path, monkeypatch: Patch) -> None:

@@ -21,7 +21,7 @@ from resume_runs import assert_resumes_exactly, stopped_and_continued
 from snippets import commands
 
 from data_modules.base import SPLITS, Split
-from data_modules.errors import DataError
+from data_modules.errors import DataError, DataNote
 from data_modules.image_folder import ImageFolder
 from data_modules.image_stream import ImageStream
 from data_modules.images import store
@@ -310,6 +310,25 @@ def storage(monkeypatch: Patch) -> Iterator[Storage]:
     yield running
     store._client.cache_clear()
     server.shutdown()
+
+
+def test_storage_that_cannot_be_reached_for_a_while(storage: Storage, monkeypatch: Patch) -> None:
+    session = pytest.importorskip("botocore.httpsession").URLLib3Session
+    away, send = 7, session.send
+
+    def refused(self: Any, request: Any) -> Any:
+        nonlocal away
+        if away := max(0, away - 1):
+            raise pytest.importorskip("botocore.exceptions").EndpointConnectionError(endpoint_url="it")
+        return send(self, request)
+
+    (place := store.Store("s3://mine/a")).write("one", b"1")
+    monkeypatch.setattr(session, "send", refused)
+    with pytest.warns(DataNote, match=r"Could not connect .* it is asked again for 300 s"):
+        assert place.read("one") == b"1"
+    away = 7
+    with pytest.raises(DataError, match="look at the bucket's name"):  # never reached: a mistake in the address
+        store.Store("s3://mine/a").read("one")
 
 
 @pytest.mark.slow

@@ -73,7 +73,8 @@ def test_what_is_wrong_is_refused_before_any_trial(given: str, folder: Path, ref
 
 
 def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
-    words = ["space.yaml", *QUICK, "1", "--trials", "2"]
+    Path("more.yaml").write_text("ema: 0.9\n", encoding="utf-8")
+    words = ["space.yaml", *QUICK, "1", "--trials", "2", "--config", "more.yaml"]
     assert script("sweep")(words) == 0
     assert "val_acc 0." in capsys.readouterr().out
     trials = trials_of(folder)
@@ -95,11 +96,19 @@ def test_a_small_search(folder: Path, capsys: Said, refused: Refused) -> None:
     assert [trial.datetime_complete for trial in trials_of(folder)] == [trial.datetime_complete for trial in trials]
     assert "mlp: No such file" in refused(script("sweep"), words[1:])
     assert "holds another search" in refused(script("sweep"), [*words, "--seed", "3"])
+    Path("more.yaml").write_text("ema: 0.8\n", encoding="utf-8")
+    assert "holds another search" in refused(script("sweep"), words)
 
 
 @pytest.mark.slow
 def test_it_goes_by_what_is_monitored(folder: Path, capsys: Said) -> None:
-    assert script("sweep")(["space.yaml", *QUICK, "3", "--trials", "2", "--monitor", "val_loss"]) == 0
+    words = ["space.yaml", *QUICK, "3", "--monitor", "val_loss", "--trials"]
+    assert script("sweep")([*words, "1"]) == 0
+    known = trials_of(folder)[0].distributions
+    drawn = study_of(folder).ask({"lr": known["lr"]}).params  # as by a search that is killed while it asks
+    assert script("sweep")([*words, "2"]) == 0
+    assert trials_of(folder)[1].params.items() > drawn.items()
+    assert trials_of(folder)[1].params.keys() == known.keys()
     study, runs = study_of(folder), [folder / f"trial-{number:04}" for number in range(2)]
     least = [min(float(row["val_loss"]) for row in rows_of(run / "metrics.csv")) for run in runs]
     assert [trial.value for trial in study.trials] == least

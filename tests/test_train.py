@@ -201,7 +201,7 @@ def test_auto_is_a_number_format_that_the_cpu_has(
     known: dict[str, bool], expected: str, tmp_path: Path, monkeypatch: Patch, capsys: Said
 ) -> None:
     assert {"avx512_bf16", "amx_bf16"} <= torch.cpu.get_capabilities().keys() or platform.machine() != "x86_64"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **known})
     line = [*STEPS, "--net", "lenet", "--precision"]
     for name, word in (("auto", "auto"), ("typed", expected)):
         assert train([*line, word, "--run_dir", str(tmp_path / name)]) == 0

@@ -329,7 +329,8 @@ class ImageFiles(ImageDataModule):
             if not counts.any():
                 grouped = ", in as many groups, which the same image joins" if self._listing.groups else ""
                 enough = f"each class needs three or more different ones{grouped}"
-                reason = "none can be read" if split in self._listing.splits else enough
+                none_is_left = split in self._listing.splits or len(self._images.failures) == len(self._labels)
+                reason = "none can be read" if none_is_left else enough
                 raise DataError(f"{self.data_dir}: too few images for a {split} part; {reason}")
             if lacking:
                 say(f"{self.data_dir}: the {split} part has no image of {lacking}")

@@ -119,13 +119,13 @@ def decoding_threads(paths: Sequence[str | Path]) -> int:
     return (os.cpu_count() or 1) if sum(sizes) > SMALL * len(sizes) else 1
 
 
-def largest(paths: Sequence[str | Path]) -> int:
-    """Bytes of the largest of a few images when they are decoded; JPEGs are at a fraction of their size."""
+def mean_bytes(paths: Sequence[str | Path]) -> int:
+    """Bytes of an image when it is decoded, the mean of a few; JPEGs are decoded at a fraction of their size."""
     sizes = [0]
     for path in paths[:: max(1, len(paths) // 100)]:
         with suppress(ImageError), _opened(Path(path)) as image:  # decoding reports it
-            sizes.append(0 if image.format == "JPEG" else 3 * image.width * image.height)
-    return max(sizes)
+            sizes.append(0 if image.format in ("JPEG", "MPO") else 3 * image.width * image.height)
+    return sum(sizes) // len(sizes)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

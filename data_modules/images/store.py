@@ -24,6 +24,7 @@ class Store:
     def __init__(self, place: str) -> None:
         self.place, self.is_remote = place.rstrip("/"), place.startswith("s3://")
         self.bucket, _, self._prefix = self.place.removeprefix("s3://").partition("/")
+        self._has_answered = False  # once; before, what cannot be reached is a mistake in the address
 
     def path(self, name: str) -> Path:
         """Path of a file in a folder."""
@@ -55,18 +56,21 @@ class Store:
     def _ask(self, name: str, request: Callable[[Any, str], Any]) -> Any:
         """Do a request for a file's key, again and again while what is wrong may pass."""
         client, deadline, waiting = _client(), time.monotonic() + PATIENCE, False
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+        from botocore import exceptions as wrong
 
         while True:
             try:
-                return request(client, f"{self._prefix}/{name}".lstrip("/"))
-            except ClientError as error:
+                content = request(client, f"{self._prefix}/{name}".lstrip("/"))
+                self._has_answered = True
+                return content
+            except wrong.ClientError as error:
                 status, reason = error.response["ResponseMetadata"]["HTTPStatusCode"], error
                 if error.response["Error"]["Code"] == "NoSuchKey":
                     raise FileNotFoundError(name) from error
                 passes = status >= 500 or status in (408, 429)
-            except BotoCoreError as error:
-                passes, reason = isinstance(error, HTTPClientError | IncompleteReadError), error
+            except wrong.BotoCoreError as error:
+                passes, reason = isinstance(error, wrong.HTTPClientError | wrong.IncompleteReadError), error
+                passes |= self._has_answered and isinstance(error, wrong.ConnectionError)
             if passes and not waiting:
                 waiting = True
                 say(f"{self.place} fails ({reason}); it is asked again for {PATIENCE} s")

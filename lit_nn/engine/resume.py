@@ -114,10 +114,11 @@ def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, before: 
     classifier.progress.on_train_start(trainer, classifier)  # the learning rate depends on the number of steps
     fresh: Any = classifier.configure_optimizers()
     schedule, fresh_schedule = trainer.lr_scheduler_configs[0].scheduler, fresh["lr_scheduler"]["scheduler"]
-    same_rates = all(classifier.hparams[name] == before.get(name, 1.0) for name in ("lr", "backbone_lr"))
-    optimizer, changing = trainer.optimizers[0], {"params", *["lr"] * same_rates}
+    optimizer = trainer.optimizers[0]
+    new_lr, new_factor = (classifier.hparams[name] != before.get(name, 1.0) for name in ("lr", "backbone_lr"))
     for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
-        group.update({name: value for name, value in new.items() if name not in changing})
+        kept = {"params"} if new_lr or (new_factor and "in_body" in group) else {"params", "lr"}
+        group.update({name: value for name, value in new.items() if name not in kept})
         on_device = group.get("fused") or group.get("capturable")  # where it wants to find the number of its steps
         for weight in group["params"]:
             if "step" in (state := optimizer.state[weight]):

@@ -76,6 +76,7 @@ class PretrainedNet(nn.Module):
         self.image_size: tuple[int, int] = (input_size, input_size) if input_size else made["image_size"]
         self.mean, self.std = mean or made.get("mean"), std or made.get("std")
         self.rebuild_args = {"image_size": list(self.image_size), "mean": self.mean, "std": self.std}
+        self.rebuild_args |= {"input_size": input_size} if input_size else {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify float images (B, in_channels, H, W): logits (B, num_classes)."""

@@ -48,7 +48,7 @@ def data_of(
         options |= {key: value for key, value in given.items() if key in taken and value is not None}
         if issubclass(cls, ImageFiles) and "data_dir" not in options and not table:
             raise DataError("the model does not say where its images lie: give --data_dir FOLDER")
-        for key in ("sampling", *["folds", "fold"] * is_other):  # which are for a training
+        for key in ("sampling", "folds", "fold") if is_other else ():  # which are for a training
             options.pop(key, None)
         data = cls(**options)
         of_files = ("image_folder", "image_table", "image_stream")  # which may hold the same images

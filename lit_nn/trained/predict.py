@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_modules.images.decode import ImageError, decoding_threads, largest, printable, read_file, read_image
+from data_modules.images.decode import ImageError, decoding_threads, mean_bytes, printable, read_file, read_image
 from lit_nn.errors import ModelError, UsageError, brief, place
 
 if TYPE_CHECKING:
@@ -361,7 +361,8 @@ def predict_files(
             return str(error)
 
     paths = [path for path, _ in files]
-    threads, size = decoding_threads(paths), images_at_once(largest(paths))
+    threads = decoding_threads(paths)
+    size = max(threads, images_at_once(mean_bytes(paths)))
     with ThreadPoolExecutor(threads) as pool:  # several decode the next batch while the model runs one
         each = pool.map if threads > 1 else map
         coming = each(decode, files[:size])
