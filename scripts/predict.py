@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from data_modules.errors import DataError
 from data_modules.files import atomic_path, write_csv
@@ -42,13 +41,16 @@ def main(words: list[str]) -> None:
     if model.multi_label and options.top_k > 1:
         raise UsageError("--top_k is for one label per image; this model names all that reach their thresholds")
     label_width, width = max(map(len, model.class_names)), min(max(len(path) for path, _ in files), 80)
-    quick = len(files) < 200 or (sys.stdout.isatty() and not options.csv)  # or the lines show how far it is
     if options.heatmaps:
         model.overlay(np.zeros(model.image_shape, np.uint8))  # can it at all?
         options.heatmaps.mkdir(parents=True, exist_ok=True)
     results = predict_files(model, files, options.top_k)
+    if len(files) >= 200 and sys.stderr.isatty() and (options.csv or not sys.stdout.isatty()):  # no lines show how far
+        from tqdm import tqdm  # for which the others need not wait
+
+        results = tqdm(results, total=len(files), unit=" images")
     rows = list[dict[str, Any]]()
-    for name, item, found in tqdm(results, total=len(files), unit=" images", disable=quick or None):
+    for name, item, found in results:
         said = {"error": item} if not found else found.plain if options.json or options.csv else {}
         rows.append({"path": name, **said, **(found.cells if found and options.csv else {})})
         if not found:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -255,6 +256,29 @@ def test_large_files_are_decoded_in_threads_with_the_same_answers(
     alone = [as_json(["model.onnx", str(path)], capsys, status=int(path == paths[2]))[0] for path in paths]
     assert as_json(["model.onnx", str(tmp_path)], capsys, status=1) == alone
     assert ["error" in item for item in alone] == [False, False, True, False, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+def test_many_small_files_are_decoded_in_processes_that_leave_nothing_behind(
+    in_folder: Path, tmp_path: Path, capsys: Said
+) -> None:
+    few = [*sorted(Path("images").glob("*.png")), tmp_path / "broken.png"]
+    few[-1].write_bytes(few[0].read_bytes()[:100])
+    alone = [as_json(["model.onnx", str(path)], capsys, status=int(path == few[-1]))[0] for path in few]
+    (many := tmp_path / "many").mkdir()
+    for number in range(2100):
+        (many / f"{number:04}.png").hardlink_to(few[number % 7].absolute())
+    found = as_json(["model.onnx", str(many)], capsys, status=1)
+    assert found == [{**alone[number % 7], "path": str(many / f"{number:04}.png")} for number in range(2100)]
+    words = [sys.executable, str(ROOT / "scripts" / "predict.py"), "model.onnx", *[str(many)] * 20]
+    for stop, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        program = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        os.read(program.stdout.fileno(), 1)  # type: ignore[union-attr]  # now all of them are there
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        assert len(children) == min(os.cpu_count() or 1, 42)
+        (os.kill if stop == signal.SIGKILL else os.killpg)(program.pid, stop)  # Ctrl-C reaches all
+        assert b"Traceback" not in program.communicate(timeout=20)[1]  # which ends when the last of them has ended
+        assert program.returncode == status
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")

@@ -2,13 +2,14 @@
 
 Finding files works on strings, because it runs for every image at every start, and Path objects take longer.
 """
-# ruff: noqa: PTH110, PTH113, PTH118, PTH122, PTH123, PTH202
+# ruff: noqa: PTH113, PTH116, PTH118, PTH122, PTH123, PTH202
 
 import hashlib
 import io
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TILELENGTH, TILEWIDTH, TiffImageFile
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -123,7 +124,7 @@ def mean_bytes(paths: Sequence[str | Path]) -> int:
     """Bytes of an image when it is decoded, the mean of a few; JPEGs are decoded at a fraction of their size."""
     sizes = [0]
     for path in paths[:: max(1, len(paths) // 100)]:
-        with suppress(ImageError), _opened(Path(path)) as image:  # decoding reports it
+        with suppress(ImageError), _opened(path) as image:  # decoding reports it
             sizes.append(0 if image.format in ("JPEG", "MPO") else 3 * image.width * image.height)
     return sum(sizes) // len(sizes)
 
@@ -148,7 +149,7 @@ def side_and_gray(path: Path) -> tuple[int, bool]:
 
 
 def read_file(
-    path: Path | io.BytesIO, channels: int, levels: int | None = 65535, least: tuple[int, int] | None = None
+    path: str | Path | io.BytesIO, channels: int, levels: int | None = 65535, least: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
     """Decode an image file, or what it holds, turn it upright, convert it to gray or RGB: uint8 (C, H, W).
 
@@ -167,11 +168,11 @@ def read_file(
 def read_image(image: Image.Image, channels: int, levels: int | None = 65535) -> NDArray[np.uint8]:
     """Do with an image that is open already what `read_file` does with a file; the image itself may change."""
     _check_size(image)
-    try:
-        image.getexif()
-    except Exception:
-        pass  # it is broken, but the image can be seen
-    else:
+    image.load()  # a TIFF turns itself
+    orientation = 1
+    with suppress(Exception):  # EXIF can be broken where the image can be seen
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation != 1:
         for name in ("exif", "Raw profile type exif"):  # which is read by now, and would be written anew, odd tags too
             image.info.pop(name, None)
         ImageOps.exif_transpose(image, in_place=True)  # a copy of each image would cost a quarter more time
@@ -180,18 +181,23 @@ def read_image(image: Image.Image, channels: int, levels: int | None = 65535) ->
 
 
 @contextmanager
-def _opened(path: Path | io.BytesIO) -> Iterator[Image.Image]:
+def _opened(path: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     """Open an image; whatever goes wrong with it inside the "with" is an `ImageError`."""
     try:
-        if isinstance(path, Path) and os.path.exists(path) and not os.path.isfile(path):
-            raise ImageError("not a file but a folder or a pipe")  # which would be waited for
+        if not isinstance(path, io.BytesIO):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("not a file but a folder or a pipe")  # which would be waited for
+            if status.st_size < SMALL:  # one reading instead of Pillow's many
+                with open(path, "rb", buffering=0) as file:
+                    path = io.BytesIO(file.read())
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image)
             yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        empty = (path.stat().st_size if isinstance(path, Path) else len(path.getvalue())) == 0
+        empty = isinstance(path, io.BytesIO) and not path.getvalue()
         raise ImageError("the file is empty" if empty else f"not an image in {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise all kinds of things at broken or hostile files
         reason = getattr(error, "strerror", None) or str(error)  # without the path, which the caller prints

@@ -7,11 +7,16 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +34,7 @@ FACTS = ("class_names", "image_shape", "levels", "fit", "temperature", "threshol
 METADATA = (*FACTS, "any_size", "data", "parts")  # what exports hold as JSON, by name
 METADATA_FILE = "metadata.json"  # inside a .pt2
 BATCH, MOST = 128, 1 << 25  # images that go through a model at once, and bytes of their pixels
+PER_PROCESS = 1_000  # small files that are worth a process which decodes them
 MODEL_HELP = "a checkpoint (.ckpt) or an export (.onnx, .safetensors, .pt2); a stranger's .pt2 can run code"
 
 Pixels = NDArray[np.uint8]
@@ -44,6 +50,10 @@ def energy(logits: NDArray[np.float32], temperature: float, several: bool = Fals
     """
     scaled = logits.astype(np.float64) / temperature
     return -temperature * (np.logaddexp(0, scaled).sum(1) if several else np.logaddexp.reduce(scaled, 1))
+
+
+def _no_answer(_: Pixels) -> Answer:
+    raise NotImplementedError  # by what only decodes
 
 
 def _no_overlay(_: Pixels) -> Pixels:
@@ -133,7 +143,8 @@ class Model(NamedTuple):
         """
         top_k, least = min(top_k, len(shares)), np.array(self.threshold if threshold is None else threshold)
         # To sort all of many classes takes longer than all the rest.
-        order = np.flatnonzero(shares >= least) if self.multi_label else np.argpartition(-shares, top_k - 1)[:top_k]
+        best = shares.argmax(0, keepdims=True) if top_k == 1 else np.argpartition(-shares, top_k - 1)[:top_k]
+        order = np.flatnonzero(shares >= least) if self.multi_label else best
         if len(order) > 1:
             order = order[np.lexsort((order, -shares[order]))]
         sure = None if self.multi_label else bool(least < 1 and shares[order[0]] >= least)
@@ -157,7 +168,7 @@ class Model(NamedTuple):
             # Reading may turn an image, hence the copy; a TIFF turns itself, and a copy of it would lose its tags.
             pixels = read_image(image if hasattr(image, "tag_v2") else image.copy(), channels, self.levels)
         else:
-            pixels = read_file(Path(image), channels, self.levels, (size[0], size[1]))
+            pixels = read_file(os.fspath(image), channels, self.levels, (size[0], size[1]))
         if not self.any_size and pixels.shape != self.image_shape:
             raise UsageError(
                 f"this export takes images of {size[1]} x {size[0]} pixels only, and here is one of "
@@ -352,23 +363,43 @@ def predict_files(
     model: Model, files: list[tuple[str, str]], top_k: int = 1
 ) -> Iterator[tuple[str, Pixels | str, Prediction | None]]:
     """Name, pixels or what is wrong, what is shown, of each file; what is wrong with it may be known already."""
-
-    def decode(file: tuple[str, str]) -> Pixels | str:
-        path, reason = file
-        try:
-            return reason or model.pixels(path)
-        except ImageError as error:
-            return str(error)
-
     paths = [path for path, _ in files]
-    threads = decoding_threads(paths)
-    size = max(threads, images_at_once(mean_bytes(paths)))
-    with ThreadPoolExecutor(threads) as pool:  # several decode the next batch while the model runs one
-        each = pool.map if threads > 1 else map
-        coming = each(decode, files[:size])
-        for start in range(0, len(files), size):
-            decoded = list(coming)
-            coming = each(decode, files[start + size : start + 2 * size])
-            for (path, _), item, judged in zip(files[start : start + size], decoded, model.judge(decoded), strict=True):
+    workers, processes = decoding_threads(paths), min(os.cpu_count() or 1, len(paths) // PER_PROCESS)
+    size = max(workers, images_at_once(mean_bytes(paths)))
+    batches, ahead = [files[start : start + size] for start in range(0, len(files), size)], 1
+    pool: Executor = ThreadPoolExecutor(workers)
+    if workers == 1 < processes and sys.platform == "linux":  # elsewhere a new process imports everything again
+        pool, ahead = ProcessPoolExecutor(processes, get_context("fork"), _obey_parent), 2 * processes
+    # What another process gets has to be small, and nothing that runs.
+    facts = model._replace(class_names=[], run_batch=_no_answer, overlay=_no_overlay, classifier=None, parts={})
+    decode = partial(_decode, facts)
+    with pool:  # it decodes the next batches while the model runs one
+        coming = deque(pool.map(decode, batch, chunksize=size) for batch in batches[:ahead])
+        for number, batch in enumerate(batches, ahead):
+            decoded = list(coming.popleft())
+            coming.extend(pool.map(decode, later, chunksize=size) for later in batches[number:][:1])
+            for (path, _), item, judged in zip(batch, decoded, model.judge(decoded), strict=True):
                 found = None if isinstance(item, str) else model.read(judged[0], top_k, unlike=judged[1])
                 yield printable(path), item, found
+
+
+def _decode(model: Model, file: tuple[str, str]) -> Pixels | str:
+    """Pixels of a file, or what is wrong with it."""
+    path, reason = file
+    try:
+        return reason or model.pixels(path)
+    except ImageError as error:
+        return str(error)
+
+
+def _obey_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and end with it, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
