@@ -9,14 +9,13 @@ import math
 import os
 import signal
 import sys
-import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_modules.errors import DataError
 from data_modules.images.decode import ImageError, decoding_threads, mean_bytes, printable, read_file, read_image
 from lit_nn.errors import ModelError, UsageError, brief, place
 
@@ -34,12 +34,14 @@ FACTS = ("class_names", "image_shape", "levels", "fit", "temperature", "threshol
 METADATA = (*FACTS, "any_size", "data", "parts")  # what exports hold as JSON, by name
 METADATA_FILE = "metadata.json"  # inside a .pt2
 BATCH, MOST = 128, 1 << 25  # images that go through a model at once, and bytes of their pixels
-PER_PROCESS = 1_000  # small files that are worth a process which decodes them
+PER_PROCESS, SMALL_IMAGE = 1_000, 200_000  # files that are worth a process, and bytes of pixels that are soon sent
 MODEL_HELP = "a checkpoint (.ckpt) or an export (.onnx, .safetensors, .pt2); a stranger's .pt2 can run code"
 
 Pixels = NDArray[np.uint8]
 Answer = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits and probabilities, (N, num_classes) each
 Run = Callable[[Pixels], Answer]
+Files = list[tuple[str, str]]  # paths, each with "" or the reason why it cannot be read
+Decoded = list[Pixels | str]  # of each file, or what is wrong with it
 
 
 def energy(logits: NDArray[np.float32], temperature: float, several: bool = False) -> NDArray[np.float64]:
@@ -50,10 +52,6 @@ def energy(logits: NDArray[np.float32], temperature: float, several: bool = Fals
     """
     scaled = logits.astype(np.float64) / temperature
     return -temperature * (np.logaddexp(0, scaled).sum(1) if several else np.logaddexp.reduce(scaled, 1))
-
-
-def _no_answer(_: Pixels) -> Answer:
-    raise NotImplementedError  # by what only decodes
 
 
 def _no_overlay(_: Pixels) -> Pixels:
@@ -359,26 +357,19 @@ def predict(model: "ImageClassifier | Model", images: Any, top_k: int = 1) -> li
     return [model.read(shares, top_k, unlike=unlike) for shares, unlike in model.judge(pixels)]
 
 
-def predict_files(
-    model: Model, files: list[tuple[str, str]], top_k: int = 1
-) -> Iterator[tuple[str, Pixels | str, Prediction | None]]:
+def predict_files(model: Model, files: Files, top_k: int = 1) -> Iterator[tuple[str, Pixels | str, Prediction | None]]:
     """Name, pixels or what is wrong, what is shown, of each file; what is wrong with it may be known already."""
     paths = [path for path, _ in files]
-    workers, processes = decoding_threads(paths), min(os.cpu_count() or 1, len(paths) // PER_PROCESS)
-    size = max(workers, images_at_once(mean_bytes(paths)))
-    batches, ahead = [files[start : start + size] for start in range(0, len(files), size)], 1
-    pool: Executor = ThreadPoolExecutor(workers)
-    if workers == 1 < processes and sys.platform == "linux":  # elsewhere a new process imports everything again
-        pool, ahead = ProcessPoolExecutor(processes, get_context("fork"), _obey_parent), 2 * processes
-    # What another process gets has to be small, and nothing that runs.
-    facts = model._replace(class_names=[], run_batch=_no_answer, overlay=_no_overlay, classifier=None, parts={})
-    decode = partial(_decode, facts)
-    with pool:  # it decodes the next batches while the model runs one
-        coming = deque(pool.map(decode, batch, chunksize=size) for batch in batches[:ahead])
-        for number, batch in enumerate(batches, ahead):
-            decoded = list(coming.popleft())
-            coming.extend(pool.map(decode, later, chunksize=size) for later in batches[number:][:1])
-            for (path, _), item, judged in zip(batch, decoded, model.judge(decoded), strict=True):
+    threads, mean = decoding_threads(paths), mean_bytes(paths)
+    size = max(threads, images_at_once(mean))
+    batches = [files[start : start + size] for start in range(0, len(files), size)] or [[]]
+    pipes = list[Connection]()
+    if sys.platform == "linux" and threads == 1 and mean < SMALL_IMAGE:  # elsewhere a process imports everything again
+        pipes = _start(min(len(os.sched_getaffinity(0)), 8, len(files) // PER_PROCESS), model, batches)
+    decoded = _from_processes(pipes, len(batches)) if pipes else _from_threads(threads, model, batches)
+    with closing(decoded):
+        for batch, items in zip(batches, decoded, strict=True):
+            for (path, _), item, judged in zip(batch, items, model.judge(items), strict=True):
                 found = None if isinstance(item, str) else model.read(judged[0], top_k, unlike=judged[1])
                 yield printable(path), item, found
 
@@ -392,14 +383,53 @@ def _decode(model: Model, file: tuple[str, str]) -> Pixels | str:
         return str(error)
 
 
-def _obey_parent() -> None:
-    """Leave Ctrl-C to the process that started this one, and end with it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _from_threads(threads: int, model: Model, batches: list[Files]) -> Generator[Decoded]:
+    """Batches, decoded by threads, the next one while what came before is used."""
+    with ThreadPoolExecutor(threads) as pool:
+        coming = pool.map(partial(_decode, model), batches[0])
+        for later in [*batches[1:], []]:
+            items = list(coming)
+            coming = pool.map(partial(_decode, model), later)
+            yield items
 
-    def watch() -> None:
-        if parent := parent_process():
-            parent.join()
-            os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _start(count: int, model: Model, batches: list[Files]) -> list[Connection]:
+    """Pipes from so many new processes, which decode the batches in turn; none if they would be one or cannot start."""
+    context, pipes = get_context("fork"), list[Connection]()
+    try:
+        for number in range(count if count > 1 else 0):
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = (receiver, sender, model, batches[number::count])
+            context.Process(target=_send, args=arguments, daemon=True).start()
+            sender.close()  # the pipe ends with that process
+            pipes.append(receiver)
+    except (OSError, AssertionError):  # no more processes are allowed, or none here
+        pipes.clear()  # which ends those that wait to send
+    return pipes
+
+
+def _send(receiver: Connection, sender: Connection, model: Model, batches: list[Files]) -> None:
+    """Decode batches in a process of its own, and send them, or the exception that one raises."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that receives them
+    receiver.close()  # so that this one ends when that one has ended
+    with suppress(BrokenPipeError):
+        for batch in batches:
+            try:
+                sender.send([_decode(model, file) for file in batch])
+            except UsageError as error:
+                sender.send(error)
+
+
+def _from_processes(pipes: list[Connection], count: int) -> Generator[Decoded]:
+    """So many batches, from the processes of `_start`."""
+    try:
+        for number in range(count):
+            items = pipes[number % len(pipes)].recv()
+            if isinstance(items, UsageError):
+                raise items
+            yield items
+    except (EOFError, OSError) as error:
+        raise DataError("a process that decodes images was ended; is there enough memory?") from error
+    finally:
+        for pipe in pipes:
+            pipe.close()
