@@ -69,7 +69,7 @@ class ImageFolder(ImageFiles):
             unused[what][kind] += 1
 
         rows, folders, depth = list[Any](), set[tuple[str, ...]](), 2 if parts else 1  # of a class's folder
-        for path in image_paths(root, fail, pass_over):
+        for path in image_paths(root, fail, pass_over, depth):
             path = path[len(os.path.join(root, "")) :]
             words = tuple(path.split(os.sep))
             if len(words) <= depth or (parts and words[0] not in parts):

@@ -7,6 +7,7 @@ import sys
 import time
 import unicodedata
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,27 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     for name, target in {"around": root, "itself": root / "itself"}.items():
         (root / name).symlink_to(target, target_is_directory=True)
     assert ImageFolder(str(root)).class_names == ["ant", "bee"]
+
+
+@pytest.mark.posix
+def test_what_is_linked_into_several_classes_or_parts_is_in_each(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", "train", "test")
+    (root / "train" / "bee" / "night").mkdir()
+    for number in range(5):
+        noise(seed=900 + number).save(root / "train" / "bee" / "night" / f"{number}.png")
+    links = {
+        "favourites": "train/bee/night",
+        "train/ant/bees": "train/bee/night",
+        "val": "test",
+        "train/bee/up": "train",
+    }
+    for place, target in links.items():
+        (root / place).symlink_to(root / target, target_is_directory=True)
+    listing = ImageFolder(str(root)).list_images()
+    assert Counter(zip(listing.labels, listing.splits, strict=True)) == {
+        **{(0, "train"): 15, (1, "train"): 15},
+        **{(label, split): 10 for label in (0, 1) for split in ("val", "test")},
+    }
 
 
 def test_identical_images_of_two_classes_and_of_two_parts_are_named(tmp_path: Path, cache: Path) -> None:

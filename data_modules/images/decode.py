@@ -72,15 +72,19 @@ def image_paths(
     folder: str | Path,
     failed: Callable[[OSError], object],
     passed_over: Callable[[str], object] = lambda path: None,
+    depth: int = 0,
 ) -> Iterator[str]:
     """Find the images in a folder and the folders in it, each once, by name; without hidden files or circles of links.
 
     ``failed`` is called where a folder cannot be looked into, ``passed_over`` with each other file and with `HELPERS`.
+    What is linked into several folders, so many levels down, is found in each of these.
     """
     top, seen = os.path.join(os.path.realpath(folder), ""), set[str]()
     for place, inner, files in os.walk(folder, onerror=failed, followlinks=True):
         here, folders = os.path.join(os.path.realpath(place), ""), sorted(inner)
         inner.clear()  # what os.walk goes into
+        if len(Path(place).relative_to(folder).parts) == depth:
+            seen = {os.path.join(os.path.realpath(above), "") for above in Path(place).parents[:depth]}
         if here in seen:
             continue
         seen.add(here)
