@@ -96,11 +96,6 @@ def recolour(images: Tensor, own: Tensor, of_mean: Tensor) -> Tensor:
     return to_pixels(torch.baddbmm(of_mean @ pixels.mean(2, keepdim=True), own, pixels)).view_as(images)
 
 
-def by_channel(images: Tensor) -> Tensor:
-    """Each channel as an image of its own, (B C, 1, H, W): torchvision takes one channel or three."""
-    return images.flatten(0, 1)[:, None]
-
-
 def sharpness(images: Tensor, strengths: Tensor) -> Tensor:
     """Take the difference of a pixel from those around it away, or double it."""
     # With sums of slices, because the convolution of torchvision's adjust_sharpness takes several times as long.
@@ -125,7 +120,7 @@ def solarize(images: Tensor, strengths: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     """Stretch what a channel has of the range to all of it."""
-    return tv.autocontrast(by_channel(images)).view_as(images)
+    return tv.autocontrast(images.flatten(0, 1)[:, None]).view_as(images)  # torchvision takes one channel or three
 
 
 def equalize(images: Tensor, _: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
-"""A data set for the eye: counts, mean and standard deviation, images in two parts, and a sheet of samples."""
+"""A data set for the eye: mean and standard deviation, and a sheet of samples."""
 
-import itertools
 from collections.abc import Sequence
 from unicodedata import east_asian_width
 
@@ -10,15 +9,11 @@ import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from data_modules.base import SPLITS, ImageDataModule, Split
-from data_modules.batches import images_per_class
-from data_modules.images.decode import digest, visible
+from data_modules.base import ImageDataModule
+from data_modules.images.decode import visible
 
 CHUNK = 4096  # images measured at a time
 COLUMNS = 10  # images of each class on a sheet
@@ -26,40 +21,6 @@ MOST_CLASSES = 50  # that a sheet shows; more would not fit on a screen
 CELL = 0.6  # inches that an image takes
 LETTER = 0.08  # inches that a letter of a name takes
 RESOLUTION = 150  # dots per inch
-
-
-def print_report(data: ImageDataModule) -> None:
-    """Print counts for each class and part of a prepared data set, shape, mean, std, copies, and its own facts."""
-    parts = {split: data.split(split) for split in SPLITS}
-    table = Table(Column("class", "all"), title=type(data).__name__, show_footer=True)
-    counts = list[list[int]]()
-    same: dict[int, list[tuple[Split, str]]] = {}  # part and labels of all images with the same pixels
-    for split, (images, labels, indices) in parts.items():
-        counts.append(images_per_class(labels[indices], len(data.class_names)).tolist())
-        for row in indices.tolist():
-            same.setdefault(digest(images[row].numpy().tobytes()), []).append((split, str(labels[row].tolist())))
-        table.add_column(split, f"{len(indices):,}", justify="right")
-    for name, *row in zip(data.class_names, *counts, strict=True):
-        table.add_row(escape(name), *(f"{count:,}" for count in row))
-    Console().print(table)
-    print(f"shape:            {' x '.join(map(str, data.image_shape))} (channels x height x width)")
-    for what, own, found in zip(("mean:", "std: "), (data.mean, data.std), measured(data), strict=True):
-        texts = [" ".join(f"{value:.4f}" for value in values) for values in (own, found)]
-        print(f"{what}             {texts[0]}, measured on the training images: {texts[1]}")
-    homes = [{split for split, _ in places} for places in same.values()]
-    pairs = [(a, b, sum({a, b} <= home for home in homes)) for a, b in itertools.combinations(SPLITS, 2)]
-    between = "; ".join(f"{count} in {one} and {other}" for one, other, count in pairs if count)
-    print(f"in two parts:     {between or 'no image'}")
-    print(f"duplicates:       {sum(map(len, same.values())) - len(same) or 'no'} images are copies of another")
-    contradictions = sum(len({label for _, label in places}) > 1 for places in same.values())
-    where = "have other labels in another place" if data.multi_label else "lie in two classes"
-    print(f"contradictions:   {contradictions or 'no'} images {where}")
-    if data.multi_label:
-        per_image = torch.cat([labels[indices] for _, labels, indices in parts.values()]).sum(1).long().bincount()
-        numbers = ", ".join(f"{count:,} with {number}" for number, count in enumerate(per_image.tolist()) if count)
-        print(f"labels per image: {numbers}")
-    for name, text in data.facts().items():
-        print(f"{name + ':':17} {text}")
 
 
 def measured(data: ImageDataModule) -> tuple[list[float], list[float]]:

@@ -105,10 +105,7 @@ def folds_of(labels: Numbers, marks: Numbers, folds: int, seed: int) -> Numbers:
 def _pick(
     order: list[int], contents: list[dict[int, int]], target: list[int], need: list[int], free: list[int]
 ) -> set[int]:
-    """The units that give each class the images that it needs of its target, taking no more units of it than are free.
-
-    Both lists are used up. Each unit is moved only as often as the classes get nearer to their targets by it.
-    """
+    """Units that give each class what it needs of its target, and take no more than are free; uses up both lists."""
     picked: set[int] = set()
 
     def move(one: int, sign: int) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import subprocess
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -46,8 +47,7 @@ class RunState(Callback):
         checkpoint |= {"format": CHECKPOINT_FORMAT, "settings": self.settings, **self.origin}
         latest = trainer.callback_metrics.items()  # what is logged at intervals would tell where a run was stopped
         checkpoint["metrics"] = {name: value.item() for name, value in latest if name.startswith("val_")}
-        if (parts := pl_module.data.parts()) is not None:
-            checkpoint["parts"] = parts
+        checkpoint["parts"] = pl_module.data.parts()
         pl_module.train_metrics.flush()
         states: list[Any] = [{"random": random_state(), "metrics": metric_state(pl_module)}]
         if trainer.world_size > 1:
@@ -106,11 +106,7 @@ def images_per_batch(trainer: L.Trainer, classifier: LitClassifier) -> int:
 
 
 def _use_settings_of_now(trainer: L.Trainer, classifier: LitClassifier, before: dict[str, Any], ratio: float) -> None:
-    """Let the options of now win over those that optimizer and schedule have brought from the checkpoint.
-
-    Where no option has changed, neither does anything here. ``ratio`` is images per step then / now; the steps taken
-    are counted in steps of now.
-    """
+    """Let the options of now win over those of the checkpoint; ``ratio`` is images per step then / now."""
     classifier.progress.on_train_start(trainer, classifier)  # the learning rate depends on the number of steps
     fresh: Any = classifier.configure_optimizers()
     schedule, fresh_schedule = trainer.lr_scheduler_configs[0].scheduler, fresh["lr_scheduler"]["scheduler"]
@@ -170,12 +166,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 def metric_state(classifier: LitClassifier) -> dict[str, dict[str, Tensor]]:
     """Training metrics of the epoch so far."""
-    states = {name: cast(dict[str, Any], m.metric_state) for name, m in classifier.train_metrics.by_name.items()}
-    return {name: {key: _copied(value) for key, value in state.items()} for name, state in states.items()}
-
-
-def _copied(value: Any) -> Any:  # a list, where a metric keeps all answers
-    return [*map(_copied, value)] if isinstance(value, list) else value.detach().clone()
+    by_name = classifier.train_metrics.by_name
+    return {name: deepcopy(cast(dict[str, Any], metric.metric_state)) for name, metric in by_name.items()}
 
 
 def restore_metric_state(classifier: LitClassifier, states: list[dict[str, dict[str, Tensor]]]) -> None:
