@@ -83,7 +83,8 @@ class ImageTable(ImageFiles):
         self._find_columns(header)
         for row, cells in rows[1:]:
             if len(cells) != len(header):
-                wrong += [f"row {row} has {len(cells)} cells, the header {len(header)} (quote a cell with a delimiter)"]
+                hint = " (quote a cell with a delimiter)" if len(cells) > len(header) else ""
+                wrong += [f"row {row} has {len(cells)} cells, the header {len(header)}{hint}"]
             else:
                 image, mistakes = self._image(row, cells)
                 images.append(image)
@@ -98,7 +99,7 @@ class ImageTable(ImageFiles):
             wrong.append(f"no label has a '{self.delimiter}', {first}")
         if wrong:
             raise DataError(" ".join(f"{self.table}: {some(wrong)}".split()))  # a cell may have several lines
-        if len(names) < 2:
+        if len(names) < 2 and not self.only_tests:
             raise DataError(f"{self.table} has only one label, {names[0]}; a classifier needs two or more")
         if self.multi_label:
             numbers: Any = [[int(name in found) for name in names] for found in labels]
@@ -156,7 +157,7 @@ class ImageTable(ImageFiles):
                 raise DataError(f"{self.table} has {found}; {hint}")
         self._places = {column: header.index(name) for column, name in names.items() if name in header}
         self._classes = {_plain(name): header.index(name) for name in classes}
-        if unused := [name for name in others if name not in classes]:
+        if unused := [name for name in others if name and name not in classes]:
             say(f"{self.table}: columns that are not used: {some(unused)}")
         has_weights, weighted = "weight" in self._places, self.sampling == "weighted"
         require("sampling", self.sampling, has_weights or not weighted, "another one: the table has no column weight")
@@ -176,7 +177,13 @@ class ImageTable(ImageFiles):
         except UnicodeDecodeError as error:
             row = content.count(b"\n", 0, error.start) + 1
             raise DataError(f"{self.table}, row {row}: not UTF-8 text; save the table as CSV in UTF-8") from error
-        delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)  # the most frequent in the header
+
+        def cells_with(delimiter: str) -> tuple[bool, int]:
+            """Whether the header then names the files, and how many cells it has."""
+            cells = next(csv.reader(io.StringIO(text.lstrip()), delimiter=delimiter, skipinitialspace=True), [])
+            return self.columns.get("file", "file") in map(str.strip, cells), len(cells)
+
+        delimiter = max(",;\t", key=cells_with)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         rows: Rows = []
         try:

@@ -82,7 +82,7 @@ def test_delimiters_and_encodings_are_told_by_the_content(
 ) -> None:
     shutil.move("pics/00.png", "pics/a,b; c.png")
     cells[1][0], cells[3][1], cells[5][1] = "a,b; c.png", "a\u0301nt", " \u00e1nt\n"  # one name in two spellings
-    write(cells, f"pics/{name}", delimiter, encoding)
+    write(with_column(cells, "1,2,3,4;5;6;7", [""] * 40), f"pics/{name}", delimiter, encoding)
     data = ImageTable(f"pics/{name}")
     assert data.class_names == ["ant", "bee", "\u00e1nt"]
     assert data._listing.files == [row[0] for row in cells[1:]]
@@ -206,6 +206,8 @@ def test_one_message_for_a_bad_table(kind: str, delimiter: str, encoding: str, c
         (b'file,label\n1.png,"cat\n2.png,dog\n', "line 3: not CSV (unexpected end of data)"),
         (b"PK\x03\x04\x14\x00\x06\x00\x08\xff\xff", "row 1: not UTF-8 text"),
         (b"PAR1 and no more", "Parquet file"),
+        (b"file,label,group\n1.png,cat\n", "row 2 has 2 cells, the header 3"),
+        (b"file,label\n1.png,cat,\n", "row 2 has 3 cells, the header 2 (quote a cell with a delimiter)"),
         (b"\xff\xfef\x00i", "row 1: not UTF-8 text"),
     ],
 )
@@ -270,7 +272,7 @@ def test_a_run_goes_on_exactly_and_its_model_finds_its_test_images(cells: Cells,
         assert json.loads((best.parent / f"{model.name}-report" / "metrics.json").read_text())["images"] == 10
 
 
-def test_a_model_is_tried_on_another_table(cells: Cells, here: Path, capsys: Said) -> None:
+def test_a_model_is_tried_on_another_table(cells: Cells, here: Path, capsys: Said, refused: Refused) -> None:
     groups = [f"g{number // 2}" for number in range(40)]
     weighted = with_column(with_column(cells, "group", groups), "weight", ["1"] * 40)
     words = ["--data", "image_table", "--data.table", write(weighted), "--net", "mlp", "--data.sampling", "weighted"]
@@ -282,6 +284,12 @@ def test_a_model_is_tried_on_another_table(cells: Cells, here: Path, capsys: Sai
         assert script("evaluate")([str(best), "--table", write(table, "pics/others.csv")]) == 0
         assert json.loads((best.parent / "best.ckpt-report" / "metrics.json").read_text())["images"] == 30
         capsys.readouterr()
+    strangers = with_column(others, "group", [f"g{number}" for number in range(30)])  # 15 of these were trained on
+    with pytest.warns(DataNote, match="the groups of 15 images have the names of groups trained on"):
+        assert script("evaluate")([str(best), "--table", write(strangers, "pics/others.csv")]) == 0
+    assert "on 15 images" in capsys.readouterr().out
+    lone = [others[0], *(row for row in others if row[1] == "ant")]
+    assert "lacking bee" in refused(script("evaluate"), [str(best), "--table", write(lone, "pics/others.csv")])
 
 
 def test_prepare_data_shows_groups_copies_and_sizes(cells: Cells, capsys: Said) -> None:

@@ -125,7 +125,7 @@ def _state(path: str) -> tuple[int, int, int] | None:
     """What tells that a file has changed; its ctime cannot be set back, but is on Windows when the file was made."""
     try:
         status = os.stat(path)  # noqa: PTH116
-    except OSError:  # a broken link, for instance; decoding will report it
+    except (OSError, ValueError):  # a broken link, for instance; decoding will report it
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

@@ -57,7 +57,8 @@ class ImageFiles(ImageDataModule):
     """
 
     default_augment = "flip,translate"
-    only_tests = False  # whether nothing is trained; images of which a run knows none are then all in the test part
+    only_tests = False  # whether nothing is trained; images of which a run had none are then in the test part
+    _left_out = ""  # what was not tested although the run did not have it
     keeps_images = True  # whether the decoded images are kept; without, `files` has the only ones
 
     def __init__(
@@ -207,6 +208,9 @@ class ImageFiles(ImageDataModule):
             if not skip:
                 raise DataError(f"{report}\nRepair or remove them, or leave them out with --data.on_error skip")
             say(f"{report}\nThey are left out")
+        if images.moments[:, 0].max() < 1 / 16:
+            reason = "colour files of 16 bits lose the lower 8; save those that use few of them with 8"
+            say(f"{root}: all images are nearly black ({reason})")
         if images.levels not in (None, ImageDataModule.levels):
             say(f"{root}: gray images of more than 8 bits are scaled from 0..{images.levels} to 0..255")
         return images
@@ -287,8 +291,9 @@ class ImageFiles(ImageDataModule):
         folders[list(self._images.failures)] = -1  # which are in no part
         pool = (folders == TRAIN) & self._is_cut  # what parts are cut from
         known = remembered(marks, [lists[split].numpy() for split in SPLITS] if lists else [], folders)
-        if self.only_tests and TEST in fractions and (known[pool] == OPEN).all():
-            known[pool] = TEST
+        had = torch.cat([lists[split] for split in SPLITS]).unique(dim=0).numpy() if lists else marks[:0]
+        if self.only_tests and TEST in fractions and not among(marks[pool, :2], had[:, :2]).any():
+            known[pool & (known == OPEN)] = TEST
         part = np.where((known == OPEN) | (folders < 0), np.where(pool, OPEN, folders), known)
         if fold:
             del fractions[TEST]
@@ -296,13 +301,15 @@ class ImageFiles(ImageDataModule):
             part[pool] = np.where((part[pool] == OPEN) & is_tested, TEST, part[pool])
         part[pool] = cut(labels[pool], marks[pool], part[pool], fractions, seed)
         if lists:
-            had = torch.cat([lists[split] for split in SPLITS]).unique(dim=0).numpy()
             here, same_class = part >= 0, among(*(rows[:, :2] ^ rows[:, 2:3] for rows in (marks, had)))
             new = here & ~among(marks[:, :2], had[:, :2])
             counts = {"new": new, "gone": ~among(had[:, :2], marks[here, :2])}
             counts["in another class"] = here & ~new & ~same_class
             counts["kept in the part that they had"] = (part != folders) & ~pool
             changes = [f"{found.sum()} {what}" for what, found in counts.items() if found.any()]
+            if self.only_tests and (left_out := (new & (known != TEST) & (known != OPEN)).sum()):
+                self._left_out = f"the groups of {left_out} images have the names of groups trained on, or validated"
+                say(f"{self.data_dir}: {self._left_out}: they are left out; rename groups that are others")
             sizes = zip(SPLITS, lists["sizes"].tolist(), np.bincount(part + 1, minlength=4)[1:], strict=True)
             changes += [f"{split} {before} -> {now}" for split, before, now in sizes if before != now]
             self._changes = [f"images since this run began: {', '.join(changes)}"] if changes else []
@@ -330,7 +337,7 @@ class ImageFiles(ImageDataModule):
                 grouped = ", in as many groups, which the same image joins" if self._listing.groups else ""
                 enough = f"each class needs three or more different ones{grouped}"
                 none_is_left = split in self._listing.splits or len(self._images.failures) == len(self._labels)
-                reason = "none can be read" if none_is_left else enough
+                reason = self._left_out or ("none can be read" if none_is_left else enough)
                 raise DataError(f"{self.data_dir}: too few images for a {split} part; {reason}")
             if lacking:
                 say(f"{self.data_dir}: the {split} part has no image of {lacking}")
