@@ -109,8 +109,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         if isinstance(class_weights, str):  # ones for balanced ones, which on_fit_start knows
             known = {"none": None, "balanced": torch.ones(count), f"[...] with {count} numbers": None}
             each = look_up(known, class_weights, "class_weights")
-        elif len(class_weights) != count:
-            raise UsageError(f"class_weights has {len(class_weights)} numbers for {count} classes")
+        elif len(class_weights) != count or min(class_weights) <= 0:
+            raise UsageError(f"class_weights has {len(class_weights)} numbers for {count} classes; all must be above 0")
         else:
             class_weights = [float(weight) for weight in class_weights]
             each = torch.tensor(class_weights)
@@ -124,8 +124,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         self.body, self.progress = FrozenBody(self, freeze_epochs), Progress(schedule)
         # Of each parameter, whether it is decayed, and has the body's learning rate; FSDP makes all of them flat later.
         two_rates = backbone_lr != 1 or freeze_epochs != 0
-        params = zip(self.parameters(), self.body.in_body, strict=True)
-        self.kinds = [(param.ndim > 1, two_rates and in_body) for param, in_body in params]
+        params = zip(self.named_parameters(), self.body.in_body, strict=True)
+        self.kinds = {name: (param.ndim > 1, two_rates and in_body) for (name, param), in_body in params}
         self._optimizer_and_schedule(may_fuse=False, is_frozen=bool)  # a wrong option is refused now, not later
 
     @classmethod
@@ -134,8 +134,8 @@ class LitClassifier(ImageClassifier, L.LightningModule):
     ) -> "LitClassifier":
         """Load a classifier as Lightning does it (in train mode), after the checks of `load_classifier`."""
         load_classifier(checkpoint_path, kwargs.get("net"))
-        kwargs["weights"] = "none"  # a file that names some was not made here
-        return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **kwargs)
+        kwargs |= {"weights": "none", "weights_only": True}  # a file that names some weights was not made here
+        return super().load_from_checkpoint(checkpoint_path, map_location, **kwargs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one training batch, ()."""
@@ -167,7 +167,13 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         """Logits of images, or of their features (`data_modules.images.features`), float16 (B, D) or (B, V, D)."""
         if not len(images):  # a process's last batch; FSDP needs all to go forward, and not all layers take no image
             return self.logits(images.new_zeros(1, *images.shape[1:]))[:0]
-        return self(images) if images.dtype == torch.uint8 else classify(self, images.to(self.mean.dtype))
+        return self(images) if images.ndim == 4 else classify(self, images.to(self.mean.dtype))
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from the beginning, also after one that did not end."""
+        self.eval_metrics.restart()
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's exact training loss and scores."""
@@ -195,10 +201,11 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
 
     def on_fit_start(self) -> None:
-        """Take the class weights from the training data if they are to balance it."""
+        """Count from the beginning; take the class weights from the training data if they are to balance it."""
+        self.train_metrics.restart()
         if self.hparams["class_weights"] != "balanced":
             return
-        if self.data is None:
+        if not isinstance(self.data, ImageDataModule):
             raise UsageError("class_weights balanced needs an ImageDataModule; with a loader of your own give a list")
         counts, images = self.data.class_counts, len(self.data.split("train")[2])
         weights = positive_weights(counts, images) if self.multi_label else balanced_weights(counts)
@@ -213,16 +220,22 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         """The optimizer over all parameters that are trained, and the schedule of its learning rate."""
         # With mixed precision Lightning clips no gradients of a fused optimizer, which would undo their scale too late.
         clips_scaled = self.trainer.gradient_clip_val and str(self.trainer.precision).endswith("mixed")
-        return self._optimizer_and_schedule(not clips_scaled, partial(self.body.starts_frozen, self.trainer))
+        found = self._optimizer_and_schedule(not clips_scaled, partial(self.body.starts_frozen, self.trainer))
+        if self.hparams["schedule"] == "plateau":  # which asks after each validation
+            found["lr_scheduler"]["frequency"] = self.trainer.check_val_every_n_epoch or 1
+        return found
 
     def _optimizer_and_schedule(self, may_fuse: bool, is_frozen: Callable[[], bool]) -> dict[str, Any]:
-        have, schedule = self.hparams, self.hparams["schedule"]
+        have, schedule, params = self.hparams, self.hparams["schedule"], dict(self.named_parameters())
+        kinds = [*self.kinds.values()]  # in the order of the parameters, whose names FSDP changes
+        if self.kinds.keys() <= params.keys():  # a subclass may have added some
+            kinds = [self.kinds.get(name, (param.ndim > 1, False)) for name, param in params.items()]
         optimizer = build_optimizer(
             have["optimizer"],
-            self.parameters(),
+            params.values(),
             have["lr"],
             have["weight_decay"],
-            self.kinds,
+            kinds,
             have["backbone_lr"],
             may_fuse,
             **(have["optimizer_args"] or {}),

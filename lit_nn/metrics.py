@@ -100,6 +100,7 @@ class StageMetrics(nn.Module):
         if not self._recent:
             return
         all_losses, all_logits, all_labels = zip(*self._recent, strict=True)
+        self._recent.clear()
         losses = torch.stack(all_losses)  # (batches,)
         finite = losses.isfinite()
         if not finite.all():
@@ -107,7 +108,12 @@ class StageMetrics(nn.Module):
             raise FloatingPointError(f"The loss is {losses[first]:.3g}, for {len(losses) - first} batches now")
         self.loss.update(losses, torch.tensor([len(batch) for batch in all_labels], device=losses.device))
         self.count(torch.cat(all_logits), torch.cat(all_labels))
+
+    def restart(self) -> None:
+        """Forget what was counted, by a training or validation that did not reach its end, for instance."""
         self._recent.clear()
+        for metric in self.by_name.values():
+            metric.reset()
 
     def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Classes that are said and given, (N,) each."""

@@ -162,6 +162,10 @@ def build_schedule(
     try:
         if name == "plateau":
             return {"scheduler": schedule(optimizer, **options), "interval": "epoch"}
+        for option in {"pct_start", "warmup", "milestones"} & options.keys():
+            parts = options[option] if isinstance(options[option], Sequence) else [options[option]]
+            if not all(0 <= part <= 1 for part in parts):
+                raise ValueError(f"{option} counts in shares of the training, 0 to 1, not in epochs")
         for place in (0.0, 1.0):  # now, not at the end of the training
             schedule(place, **options)
     except (ArithmeticError, TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ class Progress(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See whether the end is known."""
+        self.timer = None
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
         if endless and self.schedule not in ("constant", "plateau"):
             self.timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]

@@ -103,6 +103,12 @@ MISTAKES = {
     "--weight_decay -1": ["weight_decay is -1", "0 or more"],
     "--class_weights 1,2,3": ["class_weights", "1,2,3", "balanced", "[...] with 10 numbers"],
     "--class_weights [1.0]": ["1 numbers for 10 classes"],
+    "--class_weights [1,1,1,1,1,1,1,1,1,0]": ["all must be above 0"],
+    "--schedule step --model.schedule_args.milestones [30,60]": ["milestones counts in shares of the training"],
+    "--schedule cosine --model.schedule_args.warmup 5": ["warmup counts in shares of the training"],
+    "--accept 0.9 --trainer.limit_val_batches 0": ["go by the validation"],
+    "--accept 0.9 --trainer.enable_checkpointing false": ["--accept is about checkpoints"],
+    "--net torchvision/alexnet --model.net_args.input_size 32": ["cannot work on images (1, 32, 32)"],
     "--clip_grad None": ["gradient_clip_val", "None"],
     "--model.net_args.depth 3": ["depth", "lenet"],
     "--model.optimizer_args.betas [0.9]": ["optimizer adamw", "betas"],
@@ -130,7 +136,6 @@ MISTAKES = {
     "prepare_data --batch_size many": ["\"batch_size\": Expected a <class 'int'>. Got value: many"],
     "prepare_data --data image_folder --data_dir nowhere --sheet x.abc": ["--sheet x.abc: the file's name"],
     # Only found in training.
-    "--schedule plateau --trainer.check_val_every_n_epoch 2 --max_epochs 2": ["val_acc which is not available"],
     "--trainer.limit_test_batches 0.1 --batch_size 2000": ["limit_test_batches"],
     "--net torchvision/resnet18 --batch_size 1": ["give a larger --batch_size"],
     # A file, of which this is the text.
@@ -204,7 +209,7 @@ def test_a_mistyped_flag_is_refused_before_torch_is_imported(command: Command) -
 
 
 def test_what_would_be_ignored_is_refused(best: str, refused: Refused) -> None:
-    for words in ("--compile", "--ema 0.9", "--early_stopping 3", "--weights x.ckpt", "--save_every_steps 5"):
+    for words in ("--compile", "--ema 0.9", "--early_stopping 3", "--flip_in_eval both", "--save_every_steps 5"):
         for stage in ("validate", "test", "predict"):
             assert words.split()[0] in refused(lightning_cli, [stage, "--ckpt_path", best, *words.split()])
     for name, given in (

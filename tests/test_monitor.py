@@ -71,6 +71,19 @@ def test_early_stopping_and_plateau_follow(words: list[str], tmp_path: Path) -> 
     assert train(["--resume", str(tmp_path / "run"), "--monitor", "val_loss", "--early_stopping", "9"]) == 2
 
 
+def test_plateau_looks_only_where_there_was_a_validation(words: list[str], tmp_path: Path) -> None:
+    line = [*words, "--schedule", "plateau", "--model.schedule_args", '{"patience": 0, "threshold": 9}']
+    line += ["--trainer.check_val_every_n_epoch", "2", "--max_epochs", "5", "--run_dir", str(tmp_path / "run")]
+    assert train(line) == 0
+    rates = [float(row["lr"]) for row in rows(tmp_path / "run")]
+    tenth = pytest.approx(rates[0] / 10)
+    assert rates == [
+        *rates[:1] * 3,
+        tenth,
+        tenth,
+    ]  # the second validation, after the fourth epoch, is not 9 times as good
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_are_those_of_scikit_learn(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

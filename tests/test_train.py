@@ -362,7 +362,8 @@ def test_a_module_and_a_loader_of_ones_own(tmp_path: Path) -> None:
     data = FashionMNISTSample(batch_size=32)
     images, labels, _ = data.split("test")
     description = (data.class_names, data.image_shape, data.mean, data.std)
-    cases: list[tuple[Any, Any]] = [(data, "balanced"), (DataLoader(TensorDataset(images, labels), 100), [1.0] * 10)]
+    loader = DataLoader(TensorDataset(images, labels), 100)
+    cases: list[tuple[Any, Any]] = [(data, "balanced"), (loader, [1.0] * 10)]
     for given, weights in cases:
         classifier = LitClassifier(*description, net=OwnNet(), class_weights=weights)
         trainer = L.Trainer(accelerator="cpu", fast_dev_run=3, enable_progress_bar=False)
@@ -371,8 +372,43 @@ def test_a_module_and_a_loader_of_ones_own(tmp_path: Path) -> None:
         with torch.no_grad():
             loaded = load_classifier(tmp_path / "own.ckpt", net=OwnNet())
             assert torch.equal(loaded(images), classifier.eval()(images))
+        LitClassifier.load_from_checkpoint(tmp_path / "own.ckpt", net=OwnNet(), weights_only=False)  # which it never is
         with pytest.raises(CheckpointError, match=r"OwnNet.*load_classifier\(path, net=MyNet\(\)\)"):
             load_classifier(tmp_path / "own.ckpt")
     classifier = LitClassifier(*description, net=OwnNet(), class_weights="balanced")
-    with pytest.raises(UsageError, match=r"balanced needs an ImageDataModule.*give a list"):
-        trainer.fit(classifier, given)
+    for own in ({"train_dataloaders": loader}, {"datamodule": L.LightningDataModule.from_datasets(loader.dataset)}):
+        with pytest.raises(UsageError, match=r"balanced needs an ImageDataModule.*give a list"):
+            trainer.fit(classifier, **own)
+    with pytest.raises(TypeError, match="uint8"):
+        L.Trainer(accelerator="cpu", fast_dev_run=True).fit(
+            LitClassifier(*description), DataLoader(TensorDataset(images.float(), labels))
+        )
+
+
+class WithScale(LitClassifier):
+    """A classifier of one's own with one more weight, which is neither the body's nor the head's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * self.scale
+
+
+def test_one_classifier_is_trained_again_whatever_ended_it_before() -> None:
+    data = FashionMNISTSample(batch_size=100)
+    quick: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    quick |= {"enable_checkpointing": False, "enable_model_summary": False}
+    classifier = WithScale(data.class_names, data.image_shape, data.mean, data.std, net="mlp", lr=1e18)
+    good = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    with pytest.raises(FloatingPointError):
+        L.Trainer(max_epochs=1, **quick).fit(classifier, data)
+    classifier.load_state_dict(good)
+    classifier.hparams["lr"] = 1e-3
+    L.Trainer(max_epochs=-1, max_time={"seconds": 1}, **quick).fit(classifier, data)  # the schedule goes by the time
+    classifier.load_state_dict(good)
+    trainer = L.Trainer(max_epochs=2, **quick)
+    trainer.fit(classifier, data)
+    assert trainer.callback_metrics["val_acc"] > 0.7  # which wants a learning rate
+    assert classifier.scale != good["scale"]

@@ -1,6 +1,7 @@
 """The LightningCLI of the project: builds data module, classifier and Trainer from flags and YAML files."""
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ class LitCLI(LightningCLI):
             words = [word for word in words if not word.startswith("--model.weights=")]
         self.run_dir: Path | None = None  # stays None where nothing is written
         self.checkpoints: Checkpoints | None = None
+        self.began = time.monotonic()
         self._failed: Exception | None = None  # what a constructor has raised
         try:
             super().__init__(

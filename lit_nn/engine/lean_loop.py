@@ -52,7 +52,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
             and trainer.accumulate_grad_batches == 1
             and trainer.check_val_every_n_epoch is not None
             and (trainer.val_check_batch or 0) >= trainer.num_training_batches  # nothing is validated inside an epoch
-            and all(schedule.frequency == 1 for schedule in schedules)
+            and all(schedule.frequency == 1 for schedule in self._schedules)
             and not any(schedule.reduce_on_plateau for schedule in self._schedules)
             and not trainer.gradient_clip_val
             and not getattr(precision, "scaler", None)

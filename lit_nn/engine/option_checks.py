@@ -18,9 +18,10 @@ def refuse(holds: Any, text: str) -> None:
 
 def check_stage(stage: str, given: dict[str, Any]) -> None:
     """Refuse options of a training where nothing is trained."""
-    names = "accept", "compile", "ema", "early_stopping", "model.weights", "save_every_steps", "save_every_minutes"
-    for name in names if stage != "fit" else ():
-        refuse(name in given, f"--{name.removeprefix('model.')} is for a training, and {stage} is none; leave it out")
+    names = "accept", "cache_features", "compile", "ema", "early_stopping", "save_every_steps", "save_every_minutes"
+    for name in given if stage != "fit" else ():
+        in_vain = name in names or name.startswith("model.")  # the checkpoint says what the model is
+        refuse(in_vain, f"--{name.removeprefix('model.')} is for a training, and {stage} is none; leave it out")
 
 
 def check_options(config: Any, tests: bool, resumes: bool) -> None:
@@ -31,11 +32,13 @@ def check_options(config: Any, tests: bool, resumes: bool) -> None:
         refuse(trainer[name] == 0, f"{name} is 0; give 1 or more. {instead}")
     for name in ("early_stopping", "save_every_steps", "save_every_minutes"):
         refuse(config[name] is not None and config[name] <= 0, f"--{name} is {config[name]}; it must be more than 0")
-    blind = trainer.limit_val_batches == 0 and (config.early_stopping or config.model.schedule == "plateau")
-    refuse(blind, "limit_val_batches is 0, but --early_stopping and --schedule plateau go by the validation; drop one")
+    blind = trainer.limit_val_batches == 0 and (config.early_stopping or accept or config.model.schedule == "plateau")
+    going = "--early_stopping, --accept and --schedule plateau go by the validation"
+    refuse(blind, f"limit_val_batches is 0, but {going}; drop one")
     refuse(ema is not None and not 0 < ema < 1, f"--ema is {ema}; it must lie between 0 and 1")
-    text = "--ema keeps the average in checkpoints; leave out --trainer.enable_checkpointing false"
-    refuse(ema is not None and trainer.enable_checkpointing is False, text)
+    for name in ("accept", "ema", "save_every_steps", "save_every_minutes"):
+        text = f"--{name} is about checkpoints; leave it out, or --trainer.enable_checkpointing false"
+        refuse(config[name] is not None and trainer.enable_checkpointing is False, text)
     refuse(accept is not None and not 0 < accept <= 1, f"--accept is {accept}; it must be more than 0, and at most 1")
     frozen = config.model.freeze_epochs == -1
     refuse(config.cache_features and not frozen, "--cache_features keeps what does not change: add --freeze_epochs -1")

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_best(cli: LitCLI, found: dict[str, Any]) -> None:
     """Test the best checkpoint, ``found`` or yet to be read, write result.json, say what came out and what is next."""
     trainer, model, run_dir, checkpoints, best = cli.trainer, cli.model, cli.run_dir, cli.checkpoints, None
     begun: Any = trainer.fit_loop.epoch_progress.current
-    epochs, seconds = begun.started, 0.0
+    epochs, seconds = begun.started, time.monotonic() - cli.began
     validated: dict[str, Any] = dict(trainer.callback_metrics)
     if isinstance(trainer.strategy, FSDPStrategy):
         model = LitClassifier(**model.hparams)  # it has taken the trained one apart

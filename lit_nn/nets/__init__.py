@@ -53,7 +53,8 @@ def build_net(
         raise UsageError(f"net {name} cannot be built with {args}: {error} ({place(error)})") from error
     tensors = [*net.parameters(), *net.buffers()]
     # On the meta device only the shapes are wanted, and nothing can be computed.
-    if any(map(is_lazy, tensors)) or (name in NETS and not any(tensor.is_meta for tensor in tensors)):
+    is_tried = name in NETS or "input_size" in args  # which some libraries' networks cannot change
+    if any(map(is_lazy, tensors)) or (is_tried and not any(tensor.is_meta for tensor in tensors)):
         shape = (in_channels, *(getattr(net, "image_size", None) or image_size))
         _try_out(net, f"net {name}{f' with {args}' if args else ''}", shape, num_classes)
     return net.train()
@@ -78,7 +79,7 @@ def _try_out(net: nn.Module, what: str, shape: tuple[int, ...], num_classes: int
     try:
         with torch.no_grad():  # in eval mode, so that no BatchNorm counts the zeros and no Dropout draws numbers
             logits = net.eval()(torch.zeros(1, *shape))
-    except (TypeError, RuntimeError, ValueError) as error:
+    except (AssertionError, TypeError, RuntimeError, ValueError) as error:
         raise UsageError(f"{what} cannot work on images {shape}: {error} ({place(error)})") from error
     given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if given != (1, num_classes):
