@@ -35,7 +35,9 @@ def main(words: list[str]) -> None:
         raise UsageError(f"{low[0]}: it must be at least 1")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UsageError(f"--threshold is {options.threshold}; it is a probability, 0 to 1")
-    server = Server(options.model, limits, options.threshold, os.environ.get(KEY, ""))
+    if not (key := os.environ.get(KEY, "")).isascii():
+        raise UsageError(f"{KEY} has letters that not all clients send alike; it must be ASCII")
+    server = Server(options.model, limits, options.threshold, key)
     try:
         listener = socket.create_server((options.host, options.port), backlog=1024)
     except (OSError, OverflowError) as error:

@@ -77,11 +77,7 @@ def test_plateau_looks_only_where_there_was_a_validation(words: list[str], tmp_p
     assert train(line) == 0
     rates = [float(row["lr"]) for row in rows(tmp_path / "run")]
     tenth = pytest.approx(rates[0] / 10)
-    assert rates == [
-        *rates[:1] * 3,
-        tenth,
-        tenth,
-    ]  # the second validation, after the fourth epoch, is not 9 times as good
+    assert rates == [*rates[:1] * 3, tenth, tenth]  # the second validation, in the fourth epoch, is no better
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -214,12 +214,20 @@ def test_what_cannot_be_served(words: list[str], said: str, model: Path, refused
     assert said in refused(script("serve"), [str(model.with_name(words[0])), *words[1:]], 1, 2)
 
 
-def test_a_key_is_asked_for(model: Path, monkeypatch: Patch) -> None:
+def test_a_form_may_be_larger_than_the_queue(model: Path) -> None:
+    with serve(model, "--max_queue", 1) as served:
+        assert served.send(post(form(("a", BOOT), ("b", BOOT)), head=MULTI)) == 200
+
+
+def test_a_key_is_asked_for(model: Path, monkeypatch: Patch, refused: Refused) -> None:
+    monkeypatch.setenv("LIT_NN_API_KEY", "schl\u00fcssel")
+    assert "it must be ASCII" in refused(script("serve"), [str(model)])
     monkeypatch.setenv("LIT_NN_API_KEY", "open sesame")
     with serve(model) as served:
         assert [served.ask(path)[0] for path in ("/", "/health", "/metrics")] == [200, 200, 401]
         assert served.ask("/predict", BOOT)[0] == 401
         assert served.ask("/predict", BOOT, authorization="Bearer open")[0] == 401
+        assert served.ask("/predict", BOOT, authorization="bearer open sesame")[0] == 200
         assert served.ask("/predict", BOOT, authorization="Bearer open sesame")[0] == 200
 
 
@@ -283,6 +291,7 @@ HOSTILE: dict[str, tuple[Maker, tuple[int, ...], str]] = {  # what is sent, the 
     "another method": (lambda r: post(BOOT).replace(b"POST", r.choice([b"PUT", b"GET", b"DELETE"]), 1), (405,), ""),
     "a tunnel": (lambda r: b"CONNECT a:1 HTTP/1.1\r\n\r\n", (400, 404), "half"),
     "parameters": (lambda r: post(BOOT, f"/predict?{r.choice(['top_k=', 'topk=3', 'threshold=nan'])}"), (422,), ""),
+    "a long length": (lambda r: post(BOOT).replace(b"length: ", b"length: " + b"0" * 5000, 1), (200,), ""),
     "a form without end": (lambda r: post(form(("a", BOOT))[:-20], head=MULTI), (422,), ""),
     "a form without mark": (lambda r: post(r.choice([b"", b"abc"]), head=MULTI.partition(";")[0] + "\r\n"), (422,), ""),
     "an empty form": (lambda r: post(b"--mark--\r\n", head=MULTI), (422,), ""),

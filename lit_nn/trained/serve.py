@@ -78,7 +78,8 @@ class Request:
         # Each byte of a body may come as a chunk of its own; what else there is are headers, before it or behind.
         if self.fed - self.size > 2 * HEAD + min(16 * self.size, limits.max_bytes):
             raise Refusal(431, f"The headers have more than {HEAD:,} bytes.")
-        if max(self.size, int(self.headers.get("content-length", 0))) > limits.max_bytes:
+        announced = int(self.headers.get("content-length", "").lstrip("0") or 0)  # int refuses thousands of zeros
+        if max(self.size, announced) > limits.max_bytes:
             raise Refusal(413, f"The request is too large; at most {limits.max_bytes:,} bytes are taken.")
         if self.server.held > limits.max_memory:
             raise Refusal(503, "The server holds as many bytes as it may; try again in a second.")
@@ -242,7 +243,7 @@ class Server:
             raise Refusal(404, f"There is no {path}; there are /predict, {', '.join(self.pages)}.")
         if method != (allowed := "POST" if path == "/predict" else "GET"):
             raise Refusal(405, f"{path} takes {allowed}, not {request.method}.")
-        sent = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        sent = re.sub("^bearer ", "", request.headers.get("authorization", ""), flags=re.IGNORECASE).encode()
         if self.api_key and path in ("/predict", "/metrics") and not hmac.compare_digest(sent, self.api_key.encode()):
             raise Refusal(401, "The key is missing or wrong; send it in a header: Authorization: Bearer KEY")
 
