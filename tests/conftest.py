@@ -188,7 +188,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(project: Path) -> Path:
     """The finished and exported run that some of the commands start from; others start from its copy, runs/photos."""
     folder = project / "runs" / "mine"
-    assert script("train")(["--max_epochs", "1", "--accelerator", "cpu", "--run_dir", str(folder)]) == 0
+    quick = ["--max_epochs", "1", "--accelerator", "cpu", "--trainer.logger", "false"]
+    assert script("train")([*quick, "--run_dir", str(folder)]) == 0
     assert script("export")(["--format", "onnx", str(folder / "checkpoints" / "best.ckpt")]) == 0
     shutil.copytree(folder, folder.with_name("photos"))
     return folder

@@ -58,7 +58,8 @@ def test_recipe_runs(recipe: str, project: Path, monkeypatch: Patch) -> None:
         torch.save(net.state_dict(), "weights.pth")
         recipe = recipe.replace("weights: default", "weights: weights.pth")
     Path("recipe.yaml").write_text(recipe, encoding="utf-8")
-    data = ["--data_dir", "my_pictures"] if "ImageFolder" in recipe else ["--data", "fashion_mnist_sample"]
+    small = ["--data_dir", "my_pictures", "--data.image_size", "64"]
+    data = small if "ImageFolder" in recipe else ["--data", "fashion_mnist_sample"]
     words = ["--config", "recipe.yaml", *data, "--accelerator", "cpu", "--batch_size", "8", "--fast_dev_run"]
     assert script("train")(words) == 0
 
@@ -82,12 +83,14 @@ def test_command(line: str, project: Path, run: Path, monkeypatch: Patch) -> Non
         words.append("--print_config")
     elif script == "scripts/sweep.py":
         words += ["--trials", "1", "--max_epochs", "1"]
+    elif script == "scripts/check_labels.py":
+        words += ["--folds", "2", "--max_epochs", "1", "--trainer.logger", "false"]
     elif script == "scripts/train.py" and words != ["--help"]:
         words += ["--max_epochs", "2"] if "--resume" in words else ["--fast_dev_run", "--batch_size", "8"]
         words += ["--accelerator", "cpu"]
     if "configs/photos_" in line:  # whose weights cannot be downloaded here
         torch.save(build_net("timm/tf_efficientnet_lite0", 3, 9, (32, 32)).state_dict(), project / "weights.pth")
-        words += ["--weights", "weights.pth"]
+        words += ["--weights", "weights.pth", "--data.image_size", "64"]
     monkeypatch.chdir(project)
     monkeypatch.setattr(sys, "argv", [script, *words])
     with pytest.raises(SystemExit) as stop:  # the script itself, without a process of its own that imports torch again
@@ -169,7 +172,7 @@ def test_a_network_is_one_file_and_one_line(page: Path, typed: Typed, tmp_path: 
     name, nets = line.split()[1].rpartition(".")[2], tmp_path / "lit_nn" / "nets"
     (nets / f"{name}.py").write_text(module, encoding="utf-8")
     replace(nets / "__init__.py", "\nNETS:", f"{line}\nNETS:")
-    few = "--max_epochs 1 --trainer.limit_train_batches 2 --accelerator cpu --run_dir run"
+    few = "--max_epochs 1 --trainer.limit_train_batches 2 --accelerator cpu --run_dir run --trainer.logger false"
     typed(f"python scripts/train.py --net {name} {few}")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["net"], result["git_commit"]) == (name, "")  # not the commit of the others' repository

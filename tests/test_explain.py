@@ -145,8 +145,3 @@ def test_predict_writes_a_map_for_each_image(tmp_path: Path, refused: Refused, c
     with Image.open(folder / "1-x.png.png") as image:
         assert (image.size, image.mode) == ((224, 224), "RGB")
         assert len(set(image.getdata())) > 20
-    assert script("export")([str(checkpoint)]) == 0
-    export = str(checkpoint.with_suffix(".onnx"))
-    assert "a heat map needs a checkpoint" in refused(predict_command, [export, *words[1:], "--heatmaps", str(folder)])
-    mlp = str(save_checkpoint(tmp_path / "mlp.ckpt", "mlp"))
-    assert "net mlp has no layer" in refused(predict_command, [mlp, *words[1:], "--heatmaps", str(folder)])

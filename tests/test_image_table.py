@@ -65,6 +65,7 @@ def test_it_trains_like_the_folder_with_the_same_images(here: Path) -> None:
     cells += [[path.relative_to("images").as_posix(), path.parts[2], path.parts[1]] for path in paths]
     table = write(cells, "labels.csv")
     words = ["--augment", "translate", "--max_epochs", "2", "--batch_size", "32", "--accelerator", "cpu"]
+    words += ["--trainer.logger", "false"]
     for name, data in (("folder", ["image_folder"]), ("table", ["image_table", "--data.table", table])):
         assert script("train")(["--data", *data, "--data_dir", "images", "--run_dir", name, *words]) == 0
     one, other = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("folder", "table"))

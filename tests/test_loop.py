@@ -104,7 +104,7 @@ def test_a_step_gives_the_loss_or_a_dictionary_and_all_hooks_are_called(
     listener: Listener, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     step = LitClassifier.training_step
-    few = ("--trainer.limit_train_batches", "3", "--max_epochs", "1")
+    few = ("--trainer.limit_train_batches", "3", "--max_epochs", "1", "--trainer.logger", "false")
     plain = train(tmp_path / "plain", *few, callbacks=(listener,)).model
     monkeypatch.setattr(LitClassifier, "training_step", lambda *args: {"loss": step(*args), "more": 3})
     own = train(tmp_path / "own", *few, callbacks=(listener,)).model

@@ -18,7 +18,8 @@ from snippets import commands, run_snippets
 
 from lit_nn.checkpoint import read_checkpoint
 
-QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.limit_train_batches", "8", "--max_epochs"]
+QUICK = ["--net", "mlp", "--accelerator", "cpu", "--trainer.logger", "false"]
+QUICK += ["--trainer.limit_train_batches", "8", "--max_epochs"]
 SPACE = "lr: {low: 1e-4, high: 1e-2, log: true}\noptimizer: [adamw, nesterov]\nbatch_size: {low: 16, high: 64}\n"
 PAGE = ROOT / "docs" / "sweep.md"
 
