@@ -183,13 +183,14 @@ class ImageTable(ImageFiles):
             cells = next(csv.reader(io.StringIO(text.lstrip()), delimiter=delimiter, skipinitialspace=True), [])
             return self.columns.get("file", "file") in map(str.strip, cells), len(cells)
 
-        delimiter = max(",;\t", key=cells_with)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-        rows: Rows = []
+        rows, reader = Rows(), None
         try:
+            delimiter = max(",;\t", key=cells_with)
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
             rows += [(number, [*map(str.strip, cells)]) for number, cells in enumerate(reader, 1) if any(cells)]
         except csv.Error as error:
-            raise DataError(f"{self.table}, line {reader.line_num}: not CSV ({error})") from error
+            line = reader.line_num if reader else 1
+            raise DataError(f"{self.table}, line {line}: not CSV ({error})") from error
         return rows
 
 

@@ -207,6 +207,7 @@ def test_one_message_for_a_bad_table(kind: str, delimiter: str, encoding: str, c
         (b'file,label\n1.png,"cat\n2.png,dog\n', "line 3: not CSV (unexpected end of data)"),
         (b"PK\x03\x04\x14\x00\x06\x00\x08\xff\xff", "row 1: not UTF-8 text"),
         (b"PAR1 and no more", "Parquet file"),
+        (b'{"labels": "' + b"a" * 200_000, "line 1: not CSV (field larger than field limit"),
         (b"file,label,group\n1.png,cat\n", "row 2 has 2 cells, the header 3"),
         (b"file,label\n1.png,cat,\n", "row 2 has 3 cells, the header 2 (quote a cell with a delimiter)"),
         (b"\xff\xfef\x00i", "row 1: not UTF-8 text"),
