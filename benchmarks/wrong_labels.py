@@ -48,7 +48,11 @@ def main() -> None:
                 found = [(row["file"] in planted, float(row["score"]) < 0.05) for row in csv.DictReader(stream)]
         firsts = [sum(wrong for wrong, _ in found[: int(part * len(found))]) for part in (0.05, 0.1)]
         below = [wrong for wrong, is_low in found if is_low]
-        shares = [*(f"{first / len(planted):.0%}" for first in firsts), len(below), f"{sum(below) / len(below):.0%}"]
+        shares = [
+            *(f"{first / len(planted):.0%}" for first in firsts),
+            len(below),
+            f"{sum(below) / max(len(below), 1):.0%}",
+        ]
         counted.append([seed, len(planted), *shares, f"{seconds:.0f} s"])
     header = ["seed", "planted", "in the first 5 %", "first 10 %", "below 0.05", "of these planted", "it took"]
     print(table(header, counted))

@@ -39,7 +39,7 @@ class LitClassifier(ImageClassifier, L.LightningModule):
         loss: Which loss, one of `lit_nn.losses.LOSSES`.
         label_smoothing: Share of the training target that is spread evenly over all classes.
         class_weights: Weight of each class in the training loss: "none", "balanced" (rare classes weigh more, so that
-            every class has the same total), or one number for each class. With several labels, the weights of yes.
+            every class has the same total), or a number above 0 for each. With several labels, the weights of yes.
         optimizer: Which optimizer, one of `lit_nn.optim.OPTIMIZERS`.
         optimizer_args: Further arguments of the optimizer.
         lr: Learning rate; the highest one where the schedule changes it.

@@ -539,12 +539,13 @@ def start(root: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def test_a_killed_build_leaves_nothing_that_looks_complete(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("done", [0.0, 1.5])  # nothing yet, and some blocks
+def test_a_killed_build_leaves_nothing_that_looks_complete(tmp_path: Path, cache: Path, done: float) -> None:
     root = make_folder(tmp_path / "data", "train", "test", count=30)  # 120 images: over two seconds
     process = start(root)
     assert process.stdout is not None
     assert process.stdout.readline() == "decoding\n"
-    time.sleep(1.5)  # some blocks are written
+    time.sleep(done)
     process.kill()
     process.wait()
     assert not list(cache.glob("*.index.npz"))

@@ -209,7 +209,8 @@ def test_a_mistyped_flag_is_refused_before_torch_is_imported(command: Command) -
 
 
 def test_what_would_be_ignored_is_refused(best: str, refused: Refused) -> None:
-    for words in ("--compile", "--ema 0.9", "--early_stopping 3", "--flip_in_eval both", "--save_every_steps 5"):
+    trains = ("--compile", "--ema 0.9", "--early_stopping 3", "--weights x.ckpt", "--save_every_steps 5")
+    for words in (*trains, "--flip_in_eval both"):
         for stage in ("validate", "test", "predict"):
             assert words.split()[0] in refused(lightning_cli, [stage, "--ckpt_path", best, *words.split()])
     for name, given in (

@@ -73,7 +73,7 @@ class Batcher:
 
     async def judge(self, files: list[bytes], heat_map: bool) -> list[Found | Refusal]:
         """What image files show, each; raises `Refusal` if the queue is full."""
-        if self.waiting and len(self.waiting) + len(files) > self.limits.max_queue:  # or a large form never got in
+        if self.waiting and len(self.waiting) + len(files) > self.limits.max_queue:  # else a large form never gets in
             raise Refusal(429, f"{len(self.waiting)} images are waiting already; try again in a second.")
         items = [Item(file, heat_map, self.loop.create_future()) for file in files]
         with self.lock:
